@@ -1,0 +1,257 @@
+"""Opening a SQLite file of ours: queue, ledger and catalog share these rules.
+
+A file of ours carries an application id (what it is) and a user version (the number of
+migrations applied). Both are looked at before anything is written: a file of a newer
+version, or of another program, is left exactly as it was.
+
+Every file runs in WAL mode with ``synchronous=FULL``: a commit returns after its fsync, so
+that what was committed survives a kill and a power cut. NORMAL loses the last commits in
+a power cut.
+
+    SQLiteFileError
+    ├── NewerFileError       a newer version wrote it: upgrade
+    ├── ForeignFileError     no file of this kind: correct the path
+    ├── DamagedFileError     truncated or overwritten: restore it
+    └── UnusableFileError    cannot be opened or prepared now: rights, disk, another process
+"""
+
+import contextlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, final
+
+import apsw
+
+__all__ = [
+    "DamagedFileError",
+    "ForeignFileError",
+    "NewerFileError",
+    "SQLiteFileError",
+    "UnusableFileError",
+    "open_sqlite",
+    "probe_fsync",
+    "transaction",
+]
+
+# The WAL-reset bug: with several connections, a checkpoint that races a commit can corrupt
+# the file. Fixed in 3.51.3, and on older branches that nobody packages for Python.
+_FIRST_SAFE_VERSION: Final = 3_051_003
+
+# Seconds that opening waits for another process, which may be migrating the same file.
+_OPEN_TIMEOUT: Final = 10.0
+
+# Pages after which a commit also copies the WAL back into the file, 4 KiB each. SQLite's
+# own 1,000 makes one commit in twenty of a busy queue pay for it; beyond 10,000 the WAL
+# outgrows the processor's caches and readers slow down.
+_CHECKPOINT_PAGES: Final = 4_000
+
+# The WAL is cut back to this many bytes once it was copied, so that one long read does
+# not leave a huge file behind for good.
+_WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
+
+
+class SQLiteFileError(Exception):
+    """A file could not be opened as what it should be. ``path`` says which."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+@final
+class NewerFileError(SQLiteFileError):
+    """The file was written by a newer version of Molva. It was not touched."""
+
+
+@final
+class ForeignFileError(SQLiteFileError):
+    """The file is no database, or a database of something else. It was not touched."""
+
+
+@final
+class DamagedFileError(SQLiteFileError):
+    """The file is one of ours, but it cannot be read."""
+
+
+@final
+class UnusableFileError(SQLiteFileError):
+    """The file cannot be opened or prepared now: rights, a full disk, another process."""
+
+
+def open_sqlite(
+    path: str | Path,
+    *,
+    kind: str,
+    application_id: int,
+    migrations: Sequence[str],
+    create: bool = True,
+    vfs: str | None = None,
+) -> apsw.Connection:
+    """Open a file of ours, creating or migrating it where needed.
+
+    Args:
+        path: The file; its folder must exist.
+        kind: What the file is, for error messages: ``queue``, ``ledger``, ``catalog``.
+        application_id: Marks files of this kind.
+        migrations: One SQL script for each version, the first creates the schema. A
+            script that was released never changes; corrections are further scripts.
+        create: Whether a missing file is made.
+        vfs: Name of a registered SQLite VFS; None for the system's own.
+
+    Returns:
+        A connection in WAL mode with synchronous=FULL and a busy timeout of 0: who may
+        wait for another process sets its own.
+
+    Raises:
+        SQLiteFileError: One of the classes of this module.
+    """
+    path = str(path)
+    if apsw.SQLITE_VERSION_NUMBER < _FIRST_SAFE_VERSION:
+        raise UnusableFileError(
+            path,
+            f"SQLite {apsw.sqlite_lib_version()} can corrupt files that several processes "
+            "use; install apsw 3.51.3.0 or newer from PyPI, which brings its own SQLite",
+        )
+    flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
+    is_new = not os.path.exists(path)
+    try:
+        connection = apsw.Connection(path, flags=flags, vfs=vfs)
+    except apsw.Error as error:
+        what = "is missing" if is_new and not create else f"cannot be opened ({error})"
+        raise UnusableFileError(path, f"the {kind} {what}") from error
+    try:
+        _prepare(connection, path, kind, application_id, migrations)
+    except apsw.NotADBError as error:
+        connection.close()
+        raise ForeignFileError(path, f"is no {kind}: it is no SQLite database") from error
+    except apsw.CorruptError as error:
+        connection.close()
+        problem = f"the {kind} is damaged ({error}); restore it from a copy"
+        raise DamagedFileError(path, problem) from error
+    except apsw.Error as error:
+        connection.close()
+        raise UnusableFileError(path, f"the {kind} cannot be used now ({error})") from error
+    except BaseException:
+        connection.close()
+        raise
+    if is_new and vfs is None:
+        # SQLite syncs files, not the entry of a new main file in its folder.
+        _sync_directory(os.path.dirname(os.path.abspath(path)))
+    return connection
+
+
+def _prepare(
+    connection: apsw.Connection,
+    path: str,
+    kind: str,
+    application_id: int,
+    migrations: Sequence[str],
+) -> None:
+    connection.set_busy_timeout(round(_OPEN_TIMEOUT * 1_000))
+    # Until we know that the file is ours, closing must not copy a WAL into it either.
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    version = _check_identity(connection, path, kind, application_id, migrations)
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+    connection.pragma("journal_mode", "wal")
+    connection.pragma("synchronous", "full")
+    connection.pragma("journal_size_limit", _WAL_LIMIT_BYTES)
+    connection.wal_autocheckpoint(_CHECKPOINT_PAGES)
+    if version < len(migrations):
+        with transaction(connection):
+            # Another process may have migrated the file since we looked.
+            version = _check_identity(connection, path, kind, application_id, migrations)
+            for script in migrations[version:]:
+                connection.execute(script)
+            connection.pragma("application_id", application_id)
+            connection.pragma("user_version", len(migrations))
+    _settle_wal(connection)
+    connection.set_busy_timeout(0)
+
+
+def _check_identity(
+    connection: apsw.Connection,
+    path: str,
+    kind: str,
+    application_id: int,
+    migrations: Sequence[str],
+) -> int:
+    """Return the file's version, 0 for a new one; raise where it is not ours."""
+    found_id = connection.pragma("application_id")
+    version = connection.pragma("user_version")
+    assert isinstance(found_id, int)
+    assert isinstance(version, int)
+    if found_id == 0 and version == 0:
+        if connection.execute("SELECT count(*) FROM sqlite_schema").get:
+            raise ForeignFileError(path, f"is no {kind}: it is a database of something else")
+        return 0
+    if found_id != application_id:
+        raise ForeignFileError(path, f"is no {kind}: it is a database of something else")
+    if version > len(migrations):
+        raise NewerFileError(
+            path,
+            f"the {kind} has version {version}, this Molva reads up to {len(migrations)}; "
+            "upgrade Molva (the file was not touched)",
+        )
+    return version
+
+
+def _settle_wal(connection: apsw.Connection) -> None:
+    """Copy what an earlier process left in the WAL, so that nothing is written behind it.
+
+    After a failed fsync the kernel marks the pages clean although the disk never got
+    them. Such a commit may stand in the WAL, readable now and gone after a power cut,
+    together with whatever follows it. Copying writes its pages anew, into the main file,
+    and the fsync of that counts. Where readers or another writer are at work this file is
+    in use and sound as far as they know; then the copy is left to a later commit.
+    """
+    with contextlib.suppress(apsw.BusyError):
+        connection.set_busy_timeout(200)
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+
+@contextlib.contextmanager
+def transaction(connection: apsw.Connection) -> Iterator[None]:
+    """Run the block in one write transaction: all of it is committed, or nothing.
+
+    The lock is taken at the start (BEGIN IMMEDIATE): a transaction that began by reading
+    and then writes fails at once where another process wrote in between, and no waiting
+    helps it.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # A failed COMMIT has often rolled back by itself already.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def probe_fsync(directory: str | Path, *, tries: int = 7) -> float:
+    """Return how long an fsync takes in ``directory``: the median of a few, in seconds.
+
+    Raises:
+        OSError: The folder cannot be written to, or its disk refuses.
+    """
+    seconds = []
+    with tempfile.TemporaryFile(dir=directory) as file:
+        for _ in range(tries):
+            file.write(b"\0" * 4_096)
+            file.flush()
+            started = time.perf_counter()
+            os.fsync(file.fileno())
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _sync_directory(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,70 @@
+"""One API for every message broker, opened by URL, with the same promises on each.
+
+    topic = await open_topic("sqlite:///var/lib/app/queue.db?topic=orders")
+    await topic.send(Message(b"..."))
+
+    subscription = await open_subscription(
+        "sqlite:///var/lib/app/queue.db?topic=orders&subscription=billing"
+    )
+    await subscription.run(handle, concurrency=8)
+
+At least once by default, acknowledged when the handler has returned, retried with growing
+delays when it raised, put among the dead letters in the end. Change the URL and the broker
+changes; what brokers cannot all do is a field of ``Capabilities``.
+"""
+
+from molva.messaging.delivery import Delivery
+from molva.messaging.driver import (
+    Action,
+    Capabilities,
+    DeadLetter,
+    SubscriptionStat,
+    TopicStat,
+)
+from molva.messaging.errors import (
+    BrokenBrokerError,
+    ClosedError,
+    IncompatibleBrokerError,
+    InvalidURLError,
+    LeaseLostError,
+    MessageTooLargeError,
+    MessagingError,
+    MissingExtraError,
+    QueueFullError,
+    SendManyError,
+    TopicNotFoundError,
+    UnavailableError,
+    UnsupportedFeatureError,
+)
+from molva.messaging.message import Message
+from molva.messaging.subscription import Subscription, open_subscription
+from molva.messaging.topic import Topic, open_topic
+from molva.messaging.url import with_options
+
+__all__ = [
+    "Action",
+    "BrokenBrokerError",
+    "Capabilities",
+    "ClosedError",
+    "DeadLetter",
+    "Delivery",
+    "IncompatibleBrokerError",
+    "InvalidURLError",
+    "LeaseLostError",
+    "Message",
+    "MessageTooLargeError",
+    "MessagingError",
+    "MissingExtraError",
+    "QueueFullError",
+    "SendManyError",
+    "Subscription",
+    "SubscriptionStat",
+    "Topic",
+    "TopicNotFoundError",
+    "TopicStat",
+    "UnavailableError",
+    "UnsupportedFeatureError",
+    "open_subscription",
+    "open_topic",
+    "with_options",
+]

@@ -1,0 +1,143 @@
+"""A batcher without a timer.
+
+While one call is under way, items pile up; the next call takes them all. A lone item
+waits for nothing, a flood travels in large batches, and nothing has to be tuned. Batchers
+with a linger make every lone item pay for the flood that may come.
+
+One call runs at a time, so items are stored in the order in which they were submitted.
+Every item gets a result of its own; where the whole call raised, every item of that call
+gets the exception.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar, final
+
+__all__ = ["Batcher"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@final
+class _Group(Generic[R]):
+    """The results of one ``submit_many``, filled in by one call or by several."""
+
+    __slots__ = ("future", "missing", "results")
+
+    def __init__(self, missing: int, future: "asyncio.Future[None]") -> None:
+        self.missing = missing
+        self.future = future
+        self.results: list[R | BaseException] = []
+
+    def add(self, result: R | BaseException) -> None:
+        self.results.append(result)
+        self.missing -= 1
+        if self.missing == 0 and not self.future.done():
+            self.future.set_result(None)
+
+
+@final
+class Batcher(Generic[T, R]):
+    """Collects items into calls of ``call``, one call at a time.
+
+    Args:
+        call: Takes the items, returns a result for each, in their order.
+        max_items: The most items that one call takes.
+    """
+
+    def __init__(
+        self, call: Callable[[list[T]], Awaitable[Sequence[R]]], *, max_items: int = 1_000
+    ) -> None:
+        self._call = call
+        self._max_items = max_items
+        self._items: list[T] = []
+        # For each item who waits for it: a future, or the group it belongs to.
+        self._waiters: list[asyncio.Future[R] | _Group[R]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._draining = False
+        self._loop = asyncio.get_running_loop()
+        # Set while the task has nothing to do; resolving it starts the next call in the
+        # next iteration of the loop, behind every callback that is ready now. Whatever
+        # these submit travels with it.
+        self._idle: asyncio.Future[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait for a call to take them."""
+        return len(self._items)
+
+    async def submit(self, item: T) -> R:
+        """Hand over one item; return its result or raise its exception.
+
+        Cancelling stops the waiting, not the item: it may be in a call already.
+        """
+        future: asyncio.Future[R] = self._loop.create_future()
+        self._items.append(item)
+        self._waiters.append(future)
+        self._wake()
+        return await future
+
+    async def submit_many(self, items: Sequence[T]) -> list[R | BaseException]:
+        """Hand over many items; return a result or an exception for each, in order."""
+        results: list[R | BaseException] = []
+        # A slice at a time: taking a thousand from the front of a million, again and
+        # again, would copy the rest each time.
+        for start in range(0, len(items), self._max_items):
+            part = items[start : start + self._max_items]
+            group: _Group[R] = _Group(len(part), self._loop.create_future())
+            self._items.extend(part)
+            self._waiters.extend([group] * len(part))
+            self._wake()
+            await group.future
+            results += group.results
+        return results
+
+    async def drain(self) -> None:
+        """Wait until every item that was handed over has its result; then stop."""
+        self._draining = True
+        if self._task is not None:
+            self._wake()
+            await asyncio.shield(self._task)
+
+    def _wake(self) -> None:
+        if self._task is None:
+            self._task = self._loop.create_task(self._run())
+        elif self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def _run(self) -> None:
+        while True:
+            if not self._items:
+                if self._draining:
+                    return
+                self._idle = self._loop.create_future()
+                await self._idle
+                self._idle = None
+                continue
+            items, waiters = self._take()
+            try:
+                results: Sequence[R | BaseException] = await self._call(items)
+                if len(results) != len(items):
+                    raise RuntimeError(f"{len(results)} results for {len(items)} items")
+            except Exception as error:  # noqa: BLE001 - it is every waiter's answer
+                results = [error] * len(items)
+            for waiter, result in zip(waiters, results, strict=True):
+                if isinstance(waiter, _Group):
+                    waiter.add(result)
+                elif waiter.done():
+                    continue  # cancelled: nobody waits any more
+                elif isinstance(result, BaseException):
+                    waiter.set_exception(result)
+                else:
+                    waiter.set_result(result)
+
+    def _take(self) -> "tuple[list[T], list[asyncio.Future[R] | _Group[R]]]":
+        if len(self._items) <= self._max_items:
+            items, self._items = self._items, []
+            waiters, self._waiters = self._waiters, []
+        else:
+            items, self._items = self._items[: self._max_items], self._items[self._max_items :]
+            waiters = self._waiters[: self._max_items]
+            self._waiters = self._waiters[self._max_items :]
+        return items, waiters

@@ -1,0 +1,259 @@
+"""Lanes: what a consumer of a log holds, how far it has read, what may be acknowledged.
+
+A topic's keys are spread over a fixed number of lanes. A consumer owns some of them
+exclusively. In each it delivers messages in the order of their offsets and keeps a
+watermark: everything up to it is settled. Only watermarks are written down, so consuming
+costs no write a message; after a crash the tail behind the last written one comes again.
+Kafka works in the same way, with partitions.
+
+``LaneReader`` is the whole of this logic and nothing else: no I/O, no clock of its own, no
+locks. A driver feeds it rows and writes down what it says.
+
+The watermark moves only over a contiguous run of settled offsets. Taking the highest
+settled one instead is the classic way to lose a message: it jumps over those that are
+still being worked on.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, final
+from zlib import crc32
+
+from molva.messaging.driver import Outcome
+
+__all__ = ["MAX_LANES", "LaneReader", "LaneToken", "Scan", "Watermark", "lane_of"]
+
+# A set of lanes is one signed 64-bit integer, so that SQL can test for membership.
+MAX_LANES: Final = 62
+
+
+def lane_of(key: str | None, message_id: bytes, lanes: int) -> int:
+    """Return the lane of a message: by its key, or by its id where there is none.
+
+    The same on every machine and in every version: who shares a topic must agree.
+    """
+    return crc32(message_id if key is None else key.encode()) % lanes
+
+
+class LaneToken(NamedTuple):
+    """Names one hand-over. A lane that was lost and owned again has another epoch.
+
+    ``turn`` counts every hand-over of the message, ``attempt`` leaves out those that were
+    returned unlooked at.
+    """
+
+    lane: int
+    epoch: int
+    offset: int
+    turn: int
+    attempt: int
+
+
+class Watermark(NamedTuple):
+    """How far a lane is settled: all up to ``offset``, ``settled`` messages so far."""
+
+    lane: int
+    offset: int
+    settled: int
+
+
+class Scan(NamedTuple):
+    """What to read next: offsets in (after, upto] of these lanes; upto None is no bound."""
+
+    after: int
+    upto: int | None
+    lanes: int
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One owned lane."""
+
+    epoch: int
+    read_to: int  # every message up to here was delivered, or is of another lane
+    watermark: int
+    settled: int
+    written: int  # the watermark as it was last written down
+    open: dict[int, int] = field(default_factory=dict)  # offset to turn: not yet settled
+    delivered: deque[int] = field(default_factory=deque)  # above the watermark, ascending
+    # (due, offset, turn, attempt) of what is to come again: a heap
+    nacked: list[tuple[float, int, int, int]] = field(default_factory=list)
+    leaving: bool = False
+
+    def advance(self) -> None:
+        """Move the watermark over the settled messages at its head."""
+        delivered, open_ = self.delivered, self.open
+        while delivered and delivered[0] not in open_:
+            self.watermark = delivered.popleft()
+            self.settled += 1
+        if not delivered:
+            # Nothing is being worked on: what was read and was not ours is behind us too.
+            self.watermark = max(self.watermark, self.read_to)
+
+
+@final
+class LaneReader:
+    """Which lanes are owned, what to read next, what is settled.
+
+    Args:
+        max_open: The most messages handed over and not settled, over all lanes; beyond
+            it nothing is read, so a slow consumer's memory is bounded.
+    """
+
+    def __init__(self, *, max_open: int) -> None:
+        self._max_open = max_open
+        self._lanes: dict[int, _Lane] = {}
+        self._epoch = 0
+        self._open = 0
+
+    @property
+    def open(self) -> int:
+        """How many messages are handed over and not settled."""
+        return self._open
+
+    @property
+    def room(self) -> int:
+        """How many more messages may be handed over now."""
+        return max(0, self._max_open - self._open)
+
+    @property
+    def lanes(self) -> frozenset[int]:
+        """The lanes that are owned."""
+        return frozenset(self._lanes)
+
+    def own(self, watermark: Watermark) -> None:
+        """Begin with a lane at what was written down of it."""
+        self._epoch += 1
+        offset = watermark.offset
+        self._lanes[watermark.lane] = _Lane(
+            self._epoch, offset, offset, watermark.settled, written=offset
+        )
+
+    def leave(self, lane: int) -> None:
+        """Hand over nothing more of a lane, so that it can soon be disowned."""
+        self._lanes[lane].leaving = True
+
+    def stay(self, lane: int) -> None:
+        """Take a ``leave`` back."""
+        self._lanes[lane].leaving = False
+
+    def left(self) -> list[int]:
+        """Return the lanes that can be disowned: leaving, with nothing being worked on."""
+        return [number for number, lane in self._lanes.items() if lane.leaving and not lane.open]
+
+    def disown(self, lane: int) -> None:
+        """Forget a lane. Tokens of it are stale from now on."""
+        self._open -= len(self._lanes.pop(lane).open)
+
+    def next_scan(self) -> Scan | None:
+        """Return what to read next, or None where no lane may be read.
+
+        Lanes that stand at different offsets, because they were owned later or waited for
+        a message to come again, catch up by themselves: the one furthest behind is read
+        up to where the next one stands, and from there on they are read together.
+        """
+        positions: dict[int, int] = {}
+        for number, lane in self._lanes.items():
+            # A nacked message holds up its lane: what follows it must not overtake it.
+            if not lane.leaving and not lane.nacked:
+                positions[lane.read_to] = positions.get(lane.read_to, 0) | 1 << number
+        if not positions:
+            return None
+        after, *later = sorted(positions)
+        return Scan(after, later[0] if later else None, positions[after])
+
+    def deliver(self, scan: Scan, rows: Sequence[tuple[int, int]], end: int) -> list[LaneToken]:
+        """Take note of messages read by ``scan``; return the token of each hand-over.
+
+        Args:
+            scan: As ``next_scan`` gave it, with nothing in between.
+            rows: (offset, lane) of each message, ascending.
+            end: The offset up to which the scan has seen everything.
+        """
+        tokens = []
+        lanes = self._lanes
+        for offset, number in rows:
+            lane = lanes[number]
+            lane.open[offset] = 1
+            lane.delivered.append(offset)
+            tokens.append(LaneToken(number, lane.epoch, offset, 1, 1))
+        self._open += len(rows)
+        for number, lane in lanes.items():
+            if scan.lanes >> number & 1:
+                lane.read_to = max(lane.read_to, end)
+                if not lane.delivered:
+                    lane.advance()
+        return tokens
+
+    def due(self, now: float) -> list[LaneToken]:
+        """Return the tokens of nacked messages that are to come again by ``now``."""
+        tokens = []
+        for number, lane in self._lanes.items():
+            while lane.nacked and lane.nacked[0][0] <= now and not lane.leaving:
+                _, offset, turn, attempt = heapq.heappop(lane.nacked)
+                lane.open[offset] = turn
+                self._open += 1
+                tokens.append(LaneToken(number, lane.epoch, offset, turn, attempt))
+        return tokens
+
+    def next_due(self) -> float | None:
+        """Return when the next nacked message is to come again."""
+        return min(
+            (lane.nacked[0][0] for lane in self._lanes.values() if lane.nacked), default=None
+        )
+
+    def holds(self, token: LaneToken) -> bool:
+        """Return whether the token names a hand-over that is still ours to settle."""
+        lane = self._lanes.get(token[0])
+        return lane is not None and lane.epoch == token[1] and lane.open.get(token[2]) == token[3]
+
+    def settle(self, token: LaneToken) -> Outcome:
+        """Settle a hand-over as done. Call ``advance`` after the last one of a batch."""
+        number, epoch, offset, turn, _ = token
+        lane = self._lanes.get(number)
+        if lane is None or lane.epoch != epoch or lane.open.get(offset) != turn:
+            return Outcome.LEASE_LOST
+        del lane.open[offset]
+        self._open -= 1
+        return Outcome.SETTLED
+
+    def give_back(self, token: LaneToken, *, due: float, counts: bool) -> Outcome:
+        """Let a message come again at ``due``; its lane waits for it.
+
+        ``counts``: whether this hand-over was an attempt.
+        """
+        if not self.holds(token):
+            return Outcome.LEASE_LOST
+        lane = self._lanes[token.lane]
+        del lane.open[token.offset]
+        self._open -= 1
+        attempt = token.attempt + 1 if counts else token.attempt
+        heapq.heappush(lane.nacked, (due, token.offset, token.turn + 1, attempt))
+        return Outcome.SETTLED
+
+    def advance(self) -> bool:
+        """Move all watermarks; return whether any differs from what is written down."""
+        moved = False
+        for lane in self._lanes.values():
+            if lane.delivered and not lane.nacked:
+                lane.advance()
+            moved = moved or lane.watermark != lane.written
+        return moved
+
+    def unwritten(self, lanes: Iterable[int] | None = None) -> list[Watermark]:
+        """Return the watermarks that differ from what is written down."""
+        chosen = self._lanes if lanes is None else lanes
+        return [
+            Watermark(number, lane.watermark, lane.settled)
+            for number in chosen
+            if (lane := self._lanes[number]).watermark != lane.written
+        ]
+
+    def written(self, watermarks: Iterable[Watermark]) -> None:
+        """Take note that these were written down."""
+        for watermark in watermarks:
+            lane = self._lanes.get(watermark.lane)
+            if lane is not None:
+                lane.written = watermark.offset

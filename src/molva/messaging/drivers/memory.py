@@ -1,0 +1,349 @@
+"""Memory driver: topics in this process, gone with it. For tests and for trying.
+
+URL:
+    ``memory://name?topic=ratings&subscription=process``
+
+    ``name``
+        Every URL of one name, in one process, reaches the same broker.
+    ``topic``, ``subscription``
+        A log, and one reader of it.
+    ``lanes``, ``capacity``, ``start``, ``max_open``
+        As for SQLite.
+
+Delivery:
+    At least once, oldest first in each lane. Survives nothing: no kill, no power cut.
+
+Design:
+    The same lanes and watermarks as the SQLite driver, over a list instead of a table, so
+    that it is a faithful fake: what passes on it passes there. Consumers in one process
+    share the lanes by the order in which they joined. A watermark is written at once,
+    because writing costs nothing here; a consumer that closes without settling leaves its
+    tail to the next one, as elsewhere.
+
+    A broker lives as long as anybody has it open, and then as long as it holds messages:
+    a test that wants an empty one takes a name of its own.
+"""
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, cast, final
+
+from molva._base.clock import SYSTEM_CLOCK, Clock
+from molva.messaging._lanes import (
+    MAX_LANES,
+    LaneReader,
+    LaneToken,
+    Watermark,
+    lane_of,
+)
+from molva.messaging.driver import (
+    Action,
+    Capabilities,
+    DeadLetter,
+    Outcome,
+    RawDelivery,
+    Settlement,
+    SubscriptionStat,
+    TopicStat,
+)
+from molva.messaging.errors import InvalidURLError, TopicNotFoundError
+from molva.messaging.message import Message
+from molva.messaging.url import BrokerURL, one_of, positive_integer
+
+__all__ = ["OPTIONS", "open_subscription", "open_topic"]
+
+OPTIONS: Final = ("lanes", "capacity", "start", "max_open")
+
+_CAPABILITIES: Final = Capabilities(
+    delivery="at-least-once",
+    ordering="per-key",
+    capacity="exact",
+    survives=frozenset(),
+    max_body_bytes=500_000_000,
+)
+
+_DEFAULT_LANES: Final = 16
+_DEFAULT_MAX_OPEN: Final = 10_000
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A subscription: its watermarks, its dead letters, who consumes it."""
+
+    watermarks: dict[int, Watermark]
+    start: int
+    consumers: "list[MemorySubscription]" = field(default_factory=list)
+    owners: "dict[int, MemorySubscription]" = field(default_factory=dict)
+    dead: list[DeadLetter] = field(default_factory=list)
+
+    @property
+    def settled(self) -> int:
+        return self.start + sum(mark.settled for mark in self.watermarks.values())
+
+
+@dataclass(slots=True)
+class _Log:
+    """A topic. ``rows`` holds (offset, lane, message, stored at), ascending."""
+
+    lanes: int
+    last: int = 0
+    rows: list[tuple[int, int, Message, int]] = field(default_factory=list)
+    readings: dict[str, _Reading] = field(default_factory=dict)
+
+    def trim(self) -> None:
+        """Forget what every subscription has settled."""
+        if self.readings:
+            done = min(
+                mark.offset for r in self.readings.values() for mark in r.watermarks.values()
+            )
+            del self.rows[: bisect_right(self.rows, done, key=lambda row: row[0])]
+
+    def stat(self, clock: Clock) -> TopicStat:
+        found = {}
+        for name, reading in self.readings.items():
+            pending = self.last - reading.settled
+            oldest = None
+            if pending:
+                lowest = min(mark.offset for mark in reading.watermarks.values())
+                at = bisect_right(self.rows, lowest, key=lambda row: row[0])
+                if at < len(self.rows):
+                    oldest = max(0.0, (clock.now_us() - self.rows[at][3]) / 1e6)
+            found[name] = SubscriptionStat(pending, len(reading.dead), oldest)
+        return TopicStat(self.last, found)
+
+
+_brokers: Final[dict[str, dict[str, _Log]]] = {}
+
+
+def _open_log(url: BrokerURL) -> _Log:
+    url.check_options(OPTIONS)
+    if url.topic is None:
+        raise InvalidURLError(f"{url}: names no topic; add ?topic=ratings")
+    lanes = url.option("lanes", positive_integer, None)
+    if lanes is not None and lanes > MAX_LANES:
+        raise InvalidURLError(f"memory: lanes={lanes} is refused; 1 to {MAX_LANES} is accepted")
+    logs = _brokers.setdefault(url.host + url.path, {})
+    if url.topic not in logs:
+        if url.create == "never":
+            raise TopicNotFoundError(
+                f"memory: there is no topic {url.topic!r}, and create=never was asked"
+            )
+        logs[url.topic] = _Log(lanes or _DEFAULT_LANES)
+    log = logs[url.topic]
+    if lanes not in (None, log.lanes):
+        raise InvalidURLError(
+            f"memory: lanes={lanes} is refused; topic {url.topic!r} was made with {log.lanes}, "
+            "which cannot change"
+        )
+    return log
+
+
+async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "MemoryTopic":
+    """Open the sending side of the topic that the URL names."""
+    return MemoryTopic(_open_log(url), url.option("capacity", positive_integer, None), clock)
+
+
+async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "MemorySubscription":
+    """Open one consumer of the subscription that the URL names."""
+    log = _open_log(url)
+    if url.subscription is None:
+        raise InvalidURLError(f"{url}: names no subscription; add &subscription=process")
+    reading = log.readings.get(url.subscription)
+    if reading is None:
+        if url.create == "never":
+            raise TopicNotFoundError(
+                f"memory: topic {url.topic!r} has no subscription {url.subscription!r}, and "
+                "create=never was asked"
+            )
+        start = log.last
+        if url.option("start", one_of("earliest", "latest"), "earliest") == "earliest":
+            start -= len(log.rows)
+        marks = {lane: Watermark(lane, start, 0) for lane in range(log.lanes)}
+        reading = log.readings[url.subscription] = _Reading(marks, start)
+    max_open = url.option("max_open", positive_integer, _DEFAULT_MAX_OPEN)
+    return MemorySubscription(log, reading, LaneReader(max_open=max_open), clock)
+
+
+@final
+class MemoryTopic:
+    """The sending side of a topic in this process."""
+
+    capabilities: Final = _CAPABILITIES
+
+    def __init__(self, log: _Log, capacity: int | None, clock: Clock) -> None:
+        self._log = log
+        self.capacity: Final = capacity
+        self._clock = clock
+
+    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
+        """Store messages in their order."""
+        log = self._log
+        room = len(messages)
+        if self.capacity is not None:
+            settled = min((r.settled for r in log.readings.values()), default=0)
+            room = max(0, min(room, self.capacity - (log.last - settled)))
+        now_us = self._clock.now_us()
+        for message in messages[:room]:
+            log.last += 1
+            lane = lane_of(message.key, message.id, log.lanes)
+            log.rows.append((log.last, lane, message, now_us))
+        for reading in log.readings.values():
+            for consumer in reading.consumers:
+                consumer.wake()
+        return [Outcome.STORED] * room + [Outcome.FULL] * (len(messages) - room)
+
+    async def stat(self) -> TopicStat:
+        """Return what the topic holds."""
+        return self._log.stat(self._clock)
+
+    async def close(self) -> None:
+        """Nothing to release: the broker stays."""
+
+
+@final
+class MemorySubscription:
+    """One consumer of a subscription in this process."""
+
+    capabilities: Final = _CAPABILITIES
+
+    def __init__(self, log: _Log, reading: _Reading, reader: LaneReader, clock: Clock) -> None:
+        self._log = log
+        self._reading = reading
+        self._reader = reader
+        self._clock = clock
+        self._woken = asyncio.Event()
+        reading.consumers.append(self)
+        self._wake_all()
+
+    def wake(self) -> None:
+        """Tell this consumer that something changed."""
+        self._woken.set()
+
+    async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
+        """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
+        deadline = self._clock.monotonic() + wait
+        while True:
+            self._woken.clear()
+            self._share_lanes()
+            found = self._take(limit)
+            now = self._clock.monotonic()
+            if found or now >= deadline:
+                return found
+            due = self._reader.next_due()
+            await self._wait(min(deadline, deadline if due is None else due) - now)
+
+    async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
+        """Settle hand-overs."""
+        reader = self._reader
+        now_us = self._clock.now_us()
+        outcomes = []
+        for settlement in settlements:
+            token = cast(LaneToken, settlement.token)
+            if settlement.action in (Action.NACK, Action.RETURN):
+                due = self._clock.monotonic() + settlement.delay
+                counts = settlement.action is Action.NACK
+                outcomes.append(reader.give_back(token, due=due, counts=counts))
+                continue
+            if settlement.action is Action.REJECT and reader.holds(token):
+                message = self._message(token.offset)
+                self._reading.dead.append(
+                    DeadLetter(message, settlement.reason, token.attempt, now_us)
+                )
+            outcomes.append(reader.settle(token))
+        reader.advance()
+        self._write_watermarks()
+        if reader.left():
+            self._share_lanes()
+        return outcomes
+
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Return up to ``limit`` dead letters, oldest first."""
+        return self._reading.dead[:limit]
+
+    async def stat(self) -> SubscriptionStat:
+        """Return what waits."""
+        for name, reading in self._log.readings.items():
+            if reading is self._reading:
+                return self._log.stat(self._clock).subscriptions[name]
+        raise AssertionError("a consumer's subscription is always there")
+
+    async def close(self) -> None:
+        """Give back what is held."""
+        self._reading.consumers.remove(self)
+        for lane in self._reader.lanes:
+            self._give_lane(lane)
+        self._wake_all()
+
+    def _share_lanes(self) -> None:
+        reading, reader = self._reading, self._reader
+        number = len(reading.consumers)
+        rank = reading.consumers.index(self)
+        for lane in range(self._log.lanes):
+            meant = lane % number == rank
+            if lane in reader.lanes:
+                (reader.stay if meant else reader.leave)(lane)
+            elif meant and lane not in reading.owners:
+                reading.owners[lane] = self
+                reader.own(reading.watermarks[lane])
+        for lane in reader.left():
+            self._give_lane(lane)
+            self._wake_all()
+
+    def _give_lane(self, lane: int) -> None:
+        self._reader.disown(lane)
+        del self._reading.owners[lane]
+
+    def _wake_all(self) -> None:
+        for consumer in self._reading.consumers:
+            consumer.wake()
+
+    def _write_watermarks(self) -> None:
+        watermarks = self._reader.unwritten()
+        for mark in watermarks:
+            self._reading.watermarks[mark.lane] = mark
+        self._reader.written(watermarks)
+        if watermarks:
+            self._log.trim()
+
+    def _take(self, limit: int) -> list[RawDelivery]:
+        reader, rows = self._reader, self._log.rows
+        found = [
+            RawDelivery(self._message(token.offset), token.attempt, token)
+            for token in reader.due(self._clock.monotonic())
+        ]
+        limit = min(limit - len(found), reader.room)
+        while limit > 0 and (scan := reader.next_scan()) is not None:
+            upto = self._log.last if scan.upto is None else scan.upto
+            at = bisect_right(rows, scan.after, key=lambda row: row[0])
+            taken: list[tuple[int, int, Message, int]] = []
+            while at < len(rows) and rows[at][0] <= upto and len(taken) < limit:
+                if scan.lanes >> rows[at][1] & 1:
+                    taken.append(rows[at])
+                at += 1
+            end = taken[-1][0] if len(taken) == limit else upto
+            tokens = reader.deliver(scan, [row[:2] for row in taken], end)
+            found += [
+                RawDelivery(row[2], 1, token) for row, token in zip(taken, tokens, strict=True)
+            ]
+            limit -= len(taken)
+            if scan.upto is None or end < scan.upto:
+                break
+        # Lanes without a message of their own moved on as well.
+        self._write_watermarks()
+        return found
+
+    def _message(self, offset: int) -> Message:
+        rows = self._log.rows
+        return rows[bisect_right(rows, offset, key=lambda row: row[0]) - 1][2]
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait for a wake-up, or until this clock has moved on by ``seconds``."""
+        timer = asyncio.ensure_future(self._clock.sleep(max(0.0, seconds)))
+        woken = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait((timer, woken), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            woken.cancel()

@@ -1,0 +1,131 @@
+"""Every error that messaging raises, arranged by what the caller does next.
+
+    MessagingError
+    ├── InvalidURLError            correct the configuration
+    ├── UnsupportedFeatureError    choose a driver that has the feature
+    ├── MissingExtraError          install the driver's client library
+    ├── TopicNotFoundError         create the topic or subscription, or correct its name
+    ├── IncompatibleBrokerError    upgrade, or point to another file or server
+    ├── MessageTooLargeError       send less
+    ├── QueueFullError             shed load, or wait
+    ├── UnavailableError           try again later
+    │   └── BrokenBrokerError      open it anew, in a new process
+    ├── LeaseLostError             drop the work: another consumer has it now
+    ├── ClosedError                a bug in the calling code
+    └── SendManyError              some of a batch were not stored: see ``failures``
+
+What the broker's client raised is always the ``__cause__``. A URL in a message never
+shows its password.
+"""
+
+from collections.abc import Mapping
+from typing import final
+
+from molva._base.ids import format_id
+
+__all__ = [
+    "BrokenBrokerError",
+    "ClosedError",
+    "IncompatibleBrokerError",
+    "InvalidURLError",
+    "LeaseLostError",
+    "MessageTooLargeError",
+    "MessagingError",
+    "MissingExtraError",
+    "QueueFullError",
+    "SendManyError",
+    "TopicNotFoundError",
+    "UnavailableError",
+    "UnsupportedFeatureError",
+]
+
+
+class MessagingError(Exception):
+    """Anything that messaging could not do."""
+
+
+@final
+class InvalidURLError(MessagingError, ValueError):
+    """The URL cannot be used: its scheme, a part of it or an option is wrong."""
+
+
+@final
+class UnsupportedFeatureError(MessagingError):
+    """The broker behind the URL cannot do what was asked for."""
+
+
+@final
+class MissingExtraError(MessagingError, ImportError):
+    """The driver's client library is not installed; the text names the extra."""
+
+
+@final
+class TopicNotFoundError(MessagingError, LookupError):
+    """The topic or subscription does not exist and ``create=never`` was asked for."""
+
+
+@final
+class IncompatibleBrokerError(MessagingError):
+    """The broker is newer than this Molva, damaged, or something else altogether."""
+
+
+@final
+class MessageTooLargeError(MessagingError, ValueError):
+    """The broker takes no body of this size."""
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"a body of {size_bytes:,} bytes was refused: this broker takes {limit_bytes:,} at most"
+        )
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+@final
+class QueueFullError(MessagingError):
+    """There is no room for the message; it was not stored."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(f"the queue holds its capacity of {capacity:,} messages; try again later")
+        self.capacity = capacity
+
+
+class UnavailableError(MessagingError):
+    """The broker cannot be reached or cannot store now. Whether it stored is unknown."""
+
+
+@final
+class BrokenBrokerError(UnavailableError):
+    """A write failed in a way after which this process may not write there again."""
+
+
+@final
+class LeaseLostError(MessagingError):
+    """The delivery is no longer ours to settle; another consumer has the message or will."""
+
+    def __init__(self, message_id: bytes, *, attempt: int) -> None:
+        super().__init__(
+            f"message {format_id(message_id)} (attempt {attempt}) is held by another consumer "
+            "now, or was settled by it; drop the work"
+        )
+        self.message_id = message_id
+        self.attempt = attempt
+
+
+@final
+class ClosedError(MessagingError):
+    """It was used after ``close``."""
+
+
+@final
+class SendManyError(MessagingError):
+    """Some messages of a ``send_many`` were not stored; all others were.
+
+    Attributes:
+        failures: Position in the batch to the error of that message.
+    """
+
+    def __init__(self, failures: Mapping[int, MessagingError], total: int) -> None:
+        first = next(iter(failures.values()))
+        super().__init__(f"{len(failures):,} of {total:,} messages were not stored; first: {first}")
+        self.failures = failures

@@ -1,0 +1,1 @@
+"""The rating service: intake, worker, ledger, catalog and the pages that show them."""

@@ -1,0 +1,190 @@
+"""What every ledger promises, whatever it is kept in.
+
+A ledger is append-only. It applies a batch of entries in one transaction: each new entry
+takes the campaign's next sequence number, and a rating also its position and the running
+sum in its item and in its campaign. These never change, so any last n at any ``as_of``
+is two look-ups. What corrects a rating is a further entry; its effect is a correction
+(position, Δcount, Δsum, from which sequence), which trusted reads add and raw reads leave
+out.
+
+    LedgerError
+    ├── LedgerUnavailableError     try again later; nothing was applied
+    │   └── LedgerBrokenError      this process must not write to it again: start a new one
+    └── LedgerVersionError         the file is newer, or no ledger: nothing was touched
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, final
+
+from molva.ratings.rating import Submission
+
+__all__ = [
+    "Difference",
+    "Ledger",
+    "LedgerBrokenError",
+    "LedgerCapabilities",
+    "LedgerError",
+    "LedgerUnavailableError",
+    "LedgerVersionError",
+    "Outcome",
+    "Total",
+]
+
+
+class LedgerError(Exception):
+    """Anything that a ledger could not do."""
+
+
+class LedgerUnavailableError(LedgerError):
+    """The ledger cannot be reached or is busy. Nothing was applied; try again later."""
+
+
+@final
+class LedgerBrokenError(LedgerUnavailableError):
+    """A write failed in a way after which this process may not write there again.
+
+    The batch may reappear or not; the same ids make trying again safe. A new process
+    opens the ledger afresh and brings it in order first.
+    """
+
+
+@final
+class LedgerVersionError(LedgerError):
+    """The ledger was written by a newer version, or is none at all. It was not touched."""
+
+
+@final
+class Outcome(Enum):
+    """What became of one submission."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"  # its id stands there with the same content: nothing to do
+    CONFLICT = "conflict"  # its id stands there with other content: the first one won
+    NO_RATING = "no rating"  # it corrects a rating that this campaign does not have
+    NO_EFFECT = "no effect"  # it corrects what is already so, or what was taken back
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LedgerCapabilities:
+    """What the ledger can do, with the settings it was opened with.
+
+    Attributes:
+        survives: What an applied entry outlives, out of ``kill``, ``power``, ``node``.
+        history: Whether reads at an old ``as_of`` are answered.
+        horizon_seconds: How long ids are remembered; None for ever.
+    """
+
+    survives: frozenset[str]
+    history: bool
+    horizon_seconds: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A moving average and what stands around it, read at one moment.
+
+    Attributes:
+        sum: Sum of the last ``n`` rates.
+        n: How many ratings the average takes: the asked-for window, or all if fewer.
+        count: How many ratings there are in all, up to ``as_of``.
+        distribution: Rate to number of ratings, of all ``count``; rates never given are
+            absent.
+        as_of: The campaign's sequence number up to which all of this holds.
+    """
+
+    sum: int
+    n: int
+    count: int
+    distribution: Mapping[int, int]
+    as_of: int
+
+    @property
+    def average(self) -> float:
+        """The moving average; ``n`` is never 0 in a Total."""
+        return self.sum / self.n
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One number that the ledger keeps and that its entries do not give."""
+
+    campaign: str
+    where: str
+    kept: object
+    recomputed: object
+
+
+class Ledger(Protocol):
+    """Where ratings are counted."""
+
+    @property
+    def capabilities(self) -> LedgerCapabilities:
+        """What this ledger can do as it was opened."""
+        ...
+
+    async def apply(
+        self, batch: Sequence[Submission], *, applied_at_us: int
+    ) -> list[Outcome | Exception]:
+        """Apply a batch in one transaction, in its order.
+
+        When this returns, what was applied is as durable as ``capabilities.survives``
+        says, and may be acknowledged.
+
+        Returns:
+            For each submission what became of it; an Exception where this one submission
+            alone cannot be applied, ever (its neighbours are applied).
+
+        Raises:
+            LedgerUnavailableError: Nothing was applied, or, for LedgerBrokenError, it is
+                unknown. Try again with the same ids.
+        """
+        ...
+
+    async def total(
+        self,
+        campaign: str,
+        *,
+        item: str | None = None,
+        n: int,
+        as_of: int | None = None,
+        trusted: bool = True,
+    ) -> Total | None:
+        """Return the average of the last ``n`` ratings at ``as_of``.
+
+        Args:
+            campaign: Name of the campaign.
+            item: One item of it; None for all of its ratings together.
+            n: Window, n ≥ 1.
+            as_of: The campaign's sequence number to read at; None for now. One beyond
+                the last is read as the last.
+            trusted: With corrections (changes, retractions, exclusions); without them
+                every rating counts as it was first given.
+
+        Returns:
+            None where there is nothing to average.
+
+        Raises:
+            LedgerError: The ledger failed.
+        """
+        ...
+
+    async def last_seq(self, campaign: str) -> int:
+        """Return the campaign's last sequence number; 0 where it has no entry."""
+        ...
+
+    def verify(self) -> AsyncIterator[Difference]:
+        """Recompute every number from the entries; yield each that differs."""
+        ...
+
+    async def rebuild(self) -> None:
+        """Recompute the derived tables from the entries, in one transaction."""
+        ...
+
+    async def close(self) -> None:
+        """Release the ledger. Idempotent."""
+        ...
