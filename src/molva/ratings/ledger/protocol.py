@@ -8,6 +8,7 @@ is two look-ups. What corrects a rating is a further entry; its effect is a corr
 out.
 
     LedgerError
+    ├── LedgerURLError             correct the configuration
     ├── LedgerUnavailableError     try again later; nothing was applied
     │   └── LedgerBrokenError      this process must not write to it again: start a new one
     └── LedgerVersionError         the file is newer, or no ledger: nothing was touched
@@ -25,7 +26,10 @@ __all__ = [
     "Ledger",
     "LedgerBrokenError",
     "LedgerCapabilities",
+    "LedgerEntry",
     "LedgerError",
+    "LedgerSize",
+    "LedgerURLError",
     "LedgerUnavailableError",
     "LedgerVersionError",
     "Outcome",
@@ -35,6 +39,11 @@ __all__ = [
 
 class LedgerError(Exception):
     """Anything that a ledger could not do."""
+
+
+@final
+class LedgerURLError(LedgerError, ValueError):
+    """The URL names no ledger, or an option that its ledger does not have."""
 
 
 class LedgerUnavailableError(LedgerError):
@@ -110,6 +119,50 @@ class Total:
 
 @final
 @dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One line of the ledger. It never changes, but for words that were erased.
+
+    Attributes:
+        seq: The campaign's sequence number, dense from 1.
+        kind: ``rating``, ``change``, ``retraction``, ``comment``, ``exclusion`` or
+            ``restoration``.
+        id: 16 bytes; None for a comment that came with its rating, whose id it shares.
+        item: What was rated, "" for the campaign itself; None for any other kind.
+        rate: Of a rating, or the new one of a change; None for the rest.
+        target_seq: The rating that any other kind is about.
+        position: How many ratings the item has with this one; None for any other kind.
+        campaign_position: How many ratings the campaign has with this entry.
+        text: The words of a comment, or the reason of an exclusion; None without, or
+            where they were erased.
+        accepted_at_us: When the intake accepted it: microseconds since 1970, UTC.
+        applied_at_us: When the ledger applied it.
+    """
+
+    seq: int
+    kind: str
+    id: bytes | None
+    item: str | None
+    rate: int | None
+    target_seq: int | None
+    position: int | None
+    campaign_position: int
+    text: str | None
+    accepted_at_us: int
+    applied_at_us: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LedgerSize:
+    """How much the ledger holds: campaigns, entries of all kinds, ratings among them."""
+
+    campaigns: int
+    entries: int
+    ratings: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Difference:
     """One number that the ledger keeps and that its entries do not give."""
 
@@ -175,6 +228,14 @@ class Ledger(Protocol):
 
     async def last_seq(self, campaign: str) -> int:
         """Return the campaign's last sequence number; 0 where it has no entry."""
+        ...
+
+    def entries(self, campaign: str, *, since_seq: int = 0) -> AsyncIterator[LedgerEntry]:
+        """Yield the campaign's entries after ``since_seq`` in order, as they stand now."""
+        ...
+
+    async def size(self) -> LedgerSize:
+        """Return how much the ledger holds, at a cost that grows with campaigns only."""
         ...
 
     def verify(self) -> AsyncIterator[Difference]:

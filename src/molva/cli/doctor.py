@@ -1,0 +1,108 @@
+"""``molva doctor``: what is reachable, what the deployment survives, what is missing."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from molva._base.redaction import redact
+from molva.cli.exits import UNAVAILABLE
+from molva.cli.options import deployment_options, json_option
+
+if TYPE_CHECKING:
+    from molva.ratings.deployment import Deployment
+
+__all__ = ["doctor"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    what: str
+    ok: bool
+    detail: str
+
+
+@click.command()
+@deployment_options
+@json_option
+def doctor(deployment: "Deployment", data: Path, as_json: bool) -> None:
+    """Say what is reachable, what the deployment survives, and what is missing.
+
+    Exit code 3 where something is not well. Safe beside a running service; what is missing
+    in --data is made, as any other command would.
+    """
+    findings = asyncio.run(_examine(deployment))
+    healthy = all(finding.ok for finding in findings)
+    if as_json:
+        document = {"ok": healthy, "findings": [asdict(finding) for finding in findings]}
+        click.echo(json.dumps(document))
+    else:
+        for finding in findings:
+            mark = click.style("ok ", fg="green") if finding.ok else click.style("NO ", fg="red")
+            click.echo(f"{mark} {finding.what:<9} {finding.detail}")
+    sys.exit(0 if healthy else UNAVAILABLE)
+
+
+async def _examine(deployment: "Deployment") -> list[_Finding]:
+    import apsw
+
+    findings = [
+        _Finding("sqlite", True, f"SQLite {apsw.sqlite_lib_version()}, apsw {apsw.apsw_version()}")
+    ]
+    kept: list[frozenset[str]] = []
+
+    async def look(what: str, examine: Callable[[], Awaitable[str]]) -> None:
+        try:
+            findings.append(_Finding(what, True, await examine()))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong is a finding
+            findings.append(_Finding(what, False, redact(str(error))))
+
+    await look("broker", lambda: _broker(deployment, kept))
+    await look("ledger", lambda: _ledger(deployment, kept))
+    await look("catalog", lambda: _catalog(deployment))
+    common = frozenset.intersection(*kept) if len(kept) == 2 else frozenset()
+    shown = ", ".join(f for f in ("kill", "power", "node") if f in common) or "nothing"
+    findings.append(_Finding("survives", bool(common), shown))
+    return findings
+
+
+async def _broker(deployment: "Deployment", kept: list[frozenset[str]]) -> str:
+    from molva.ratings.deployment import SUBSCRIPTION
+
+    async with await deployment.open_topic() as topic:
+        kept.append(topic.capabilities.survives)
+        stat = await topic.stat()
+        reading = stat and stat.subscriptions.get(SUBSCRIPTION)
+        if stat is None:
+            return redact(deployment.broker)
+        if not reading:
+            return f"{redact(deployment.broker)}: {stat.stored:,} stored, no worker has run yet"
+        oldest = "" if reading.oldest_seconds is None else f" for {reading.oldest_seconds:.1f} s"
+        return (
+            f"{redact(deployment.broker)}: {stat.stored:,} stored, {reading.pending:,} waiting"
+            f"{oldest}, {reading.dead:,} dead letters"
+        )
+
+
+async def _ledger(deployment: "Deployment", kept: list[frozenset[str]]) -> str:
+    ledger = await deployment.open_ledger()
+    try:
+        kept.append(ledger.capabilities.survives)
+        last = await ledger.last_seq("default")
+        return f"{redact(deployment.ledger)}: campaign 'default' stands at {last:,}"
+    finally:
+        await ledger.close()
+
+
+async def _catalog(deployment: "Deployment") -> str:
+    catalog = await deployment.open_catalog()
+    try:
+        count = len(await catalog.campaigns())
+        return f"{redact(deployment.catalog)}: {count} campaign{'' if count == 1 else 's'}"
+    finally:
+        await catalog.close()

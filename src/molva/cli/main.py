@@ -1,0 +1,49 @@
+"""``molva``: the group of all commands. A command's module is loaded when it is called."""
+
+import importlib
+from typing import Final
+
+import click
+
+from molva import __version__
+
+__all__ = ["main"]
+
+# Command to (module, attribute, one line of help). Loading all of them to print --help
+# would take longer than most commands run.
+_COMMANDS: Final = {
+    "up": ("molva.cli.up", "up", "Run the whole service: HTTP, workers, page."),
+    "serve": ("molva.cli.serve", "serve", "Run one HTTP process."),
+    "work": ("molva.cli.work", "work", "Run one worker."),
+    "pub": ("molva.cli.messages", "pub", "Send each line of stdin as a message."),
+    "sub": ("molva.cli.messages", "sub", "Print each message of a topic as a line."),
+    "import": ("molva.cli.imports", "import_", "Send the rows of a CSV file as ratings."),
+    "total": ("molva.cli.ledger", "total", "Print a moving average."),
+    "verify": ("molva.cli.ledger", "verify", "Recompute every number and compare."),
+    "rebuild": ("molva.cli.ledger", "rebuild", "Recompute the ledger's derived tables."),
+    "campaign": ("molva.cli.campaign", "campaign", "List, add and change campaigns."),
+    "doctor": ("molva.cli.doctor", "doctor", "Say what is reachable and what is missing."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, _, help_) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="molva")
+def main() -> None:
+    """Ratings you can trust, through any message broker, counted exactly once."""

@@ -1,0 +1,135 @@
+"""Options that several commands share. Each is also an environment variable, MOLVA_…."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from molva.cli.exits import USAGE, fail
+
+if TYPE_CHECKING:
+    from molva.ratings.deployment import Deployment
+
+__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "deployment_options", "http_options", "json_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8081
+
+# Ratings that may wait for the workers. Some 200 MB of disk, and half a minute's work.
+_DEFAULT_CAPACITY: Final = 1_000_000
+
+
+def deployment_options(command: F) -> F:
+    """Add the options that say where a deployment keeps what; pass on ``deployment``."""
+
+    @functools.wraps(command)
+    def with_deployment(
+        *,
+        data: Path,
+        broker: str | None,
+        ledger: str | None,
+        catalog: str | None,
+        capacity: int,
+        **rest: object,
+    ) -> object:
+        if None in (broker, ledger, catalog):
+            _make_folder(data)
+        deployment = _deployment_class().in_folder(
+            data, broker=broker, ledger=ledger, catalog=catalog, capacity=capacity
+        )
+        return command(deployment=deployment, data=data, **rest)
+
+    for option in (
+        click.option(
+            "--data",
+            envvar="MOLVA_DATA",
+            type=click.Path(path_type=Path, file_okay=False),
+            default="molva-data",
+            show_default=True,
+            help="Folder of the embedded queue, ledger and catalog.",
+        ),
+        click.option(
+            "--broker",
+            envvar="MOLVA_BROKER",
+            metavar="URL",
+            help="Where accepted ratings wait.  [default: sqlite in --data]",
+        ),
+        click.option(
+            "--ledger",
+            envvar="MOLVA_LEDGER",
+            metavar="URL",
+            help="Where ratings are counted.  [default: sqlite in --data]",
+        ),
+        click.option(
+            "--catalog",
+            envvar="MOLVA_CATALOG",
+            metavar="URL",
+            help="Where campaigns are kept.  [default: sqlite in --data]",
+        ),
+        click.option(
+            "--capacity",
+            envvar="MOLVA_CAPACITY",
+            type=click.IntRange(min=1),
+            default=_DEFAULT_CAPACITY,
+            show_default=True,
+            help="Ratings that may wait; beyond, /rate answers 503.",
+        ),
+    ):
+        with_deployment = option(with_deployment)
+    return with_deployment  # type: ignore[return-value]
+
+
+def http_options(command: F) -> F:
+    """Add --host, --port and --survive."""
+    for option in (
+        click.option(
+            "--host",
+            envvar="MOLVA_HOST",
+            default=DEFAULT_HOST,
+            show_default=True,
+            help="Address to listen on.",
+        ),
+        click.option(
+            "--port",
+            envvar="MOLVA_PORT",
+            type=click.IntRange(1, 65_535),
+            default=DEFAULT_PORT,
+            show_default=True,
+            help="Port to listen on.",
+        ),
+        click.option(
+            "--survive",
+            envvar="MOLVA_SURVIVE",
+            type=click.Choice(["kill", "power", "node"]),
+            multiple=True,
+            help="Refuse to start unless an accepted rating survives this.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def json_option(command: F) -> F:
+    """Add --json, for programs that read the output."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
+        command
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(USAGE, f"--data {folder} cannot be made ({error.strerror}); choose another folder")
+
+
+def _deployment_class() -> "type[Deployment]":
+    try:
+        from molva.ratings.deployment import Deployment
+    except ModuleNotFoundError as error:
+        fail(USAGE, f"{error.name} is not installed: pip install 'molva[ratings]'")
+    return Deployment

@@ -1,0 +1,53 @@
+"""``molva work``: one worker."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from molva.cli.exits import translated_errors
+from molva.cli.options import deployment_options
+from molva.cli.running import run_until_signal, set_up_logging
+
+if TYPE_CHECKING:
+    from molva.ratings.deployment import Deployment
+
+__all__ = ["work"]
+
+
+@click.command()
+@deployment_options
+def work(deployment: "Deployment", data: Path) -> None:
+    """Run one worker: it takes ratings from the broker and counts them in the ledger.
+
+    Any number may run; they share the ratings, and those of one item keep their order.
+    """
+    from molva.ratings.worker import Worker
+
+    async def main(stop: asyncio.Event) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            ledger = await deployment.open_ledger()
+            stack.push_async_callback(ledger.close)
+            catalog = await deployment.open_catalog()
+            stack.push_async_callback(catalog.close)
+            subscription = await deployment.open_subscription()
+            stack.push_async_callback(subscription.close)
+            worker = Worker(
+                subscription=subscription,
+                ledger=ledger,
+                catalog=catalog,
+                clock=deployment.clock,
+            )
+            click.echo("molva work: taking ratings", err=True)
+            working = asyncio.ensure_future(worker.run())
+            stopping = asyncio.ensure_future(stop.wait())
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            worker.stop()
+            await working
+
+    set_up_logging()
+    with translated_errors():
+        run_until_signal(main)

@@ -1,0 +1,110 @@
+"""A deployment: three URLs, and what all its processes open of them.
+
+The broker holds ratings in flight, the ledger those that are counted, the catalog the
+campaigns. Nothing else is shared between the processes of a deployment.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+from urllib.parse import quote
+
+from molva._base.clock import SYSTEM_CLOCK, Clock
+from molva.messaging import Subscription, Topic, open_subscription, open_topic, with_options
+from molva.ratings.catalog import Catalog, open_catalog
+from molva.ratings.ledger import Ledger, open_ledger
+
+__all__ = ["SUBSCRIPTION", "TOPIC", "Deployment", "UnmetPromiseError", "survives"]
+
+# The names that every deployment uses inside its broker.
+TOPIC: Final = "ratings"
+SUBSCRIPTION: Final = "process"
+
+_ALL_FAULTS: Final = ("kill", "power", "node")
+
+
+@final
+class UnmetPromiseError(Exception):
+    """The deployment does not survive what was asked for."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Where a deployment keeps what.
+
+    Attributes:
+        broker: Base URL of the broker, without a topic.
+        ledger: URL of the ledger.
+        catalog: URL of the catalog.
+        clock: Where time comes from.
+    """
+
+    broker: str
+    ledger: str
+    catalog: str
+    clock: Clock = SYSTEM_CLOCK
+
+    @classmethod
+    def in_folder(
+        cls,
+        folder: Path,
+        *,
+        broker: str | None = None,
+        ledger: str | None = None,
+        catalog: str | None = None,
+        capacity: int | None = None,
+    ) -> "Deployment":
+        """Return the embedded defaults in ``folder``, with those URLs that are given instead.
+
+        ``capacity``: how many ratings may wait, unless the broker's URL says so itself.
+        """
+
+        def default(name: str) -> str:
+            return f"sqlite://{quote(str(folder.absolute() / name))}"
+
+        broker = broker or default("queue.db")
+        if capacity is not None and "capacity=" not in broker.partition("?")[2]:
+            broker = with_options(broker, capacity=str(capacity))
+        return cls(broker, ledger or default("ledger.db"), catalog or default("catalog.db"))
+
+    async def open_topic(self) -> Topic:
+        """Open where accepted ratings go."""
+        return await open_topic(with_options(self.broker, topic=TOPIC), clock=self.clock)
+
+    async def open_subscription(self) -> Subscription:
+        """Open where workers take ratings from."""
+        url = with_options(self.broker, topic=TOPIC, subscription=SUBSCRIPTION)
+        return await open_subscription(url, clock=self.clock)
+
+    async def open_ledger(self) -> Ledger:
+        """Open where ratings are counted."""
+        return await open_ledger(self.ledger)
+
+    async def open_catalog(self) -> Catalog:
+        """Open where campaigns are kept."""
+        return await open_catalog(self.catalog)
+
+
+def survives(topic: Topic, ledger: Ledger, *, asked: Iterable[str] = ()) -> list[str]:
+    """Return what an accepted rating outlives: what broker and ledger have in common.
+
+    Args:
+        topic: The opened broker.
+        ledger: The opened ledger.
+        asked: What the deployment must survive.
+
+    Raises:
+        UnmetPromiseError: It does not survive all that is asked.
+    """
+    common = topic.capabilities.survives & ledger.capabilities.survives
+    missing = [fault for fault in asked if fault not in common]
+    if missing:
+        shown = ", ".join(sorted(common)) or "nothing"
+        raise UnmetPromiseError(
+            f"asked to survive {', '.join(missing)}, but this deployment survives {shown} "
+            f"(broker: {', '.join(sorted(topic.capabilities.survives)) or 'nothing'}; ledger: "
+            f"{', '.join(sorted(ledger.capabilities.survives)) or 'nothing'})"
+        )
+    return [fault for fault in _ALL_FAULTS if fault in common]

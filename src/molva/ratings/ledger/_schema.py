@@ -1,0 +1,164 @@
+"""The ledger's file: its tables, its kinds of entries, its packed keys.
+
+Two tables are the truth and are only appended to: ``entry``, and ``campaign`` with the
+names in ``scope``. ``comment`` and ``reason`` hold words, apart from the numbers, so that
+they can be erased. ``no_effect`` remembers ids that were answered without an entry.
+Everything else is derived from the entries: ``molva verify`` compares it, ``molva
+rebuild`` writes it anew.
+
+A *scope* is what a total is kept for: one item, or a campaign as a whole (item NULL).
+
+Numbers after an entry stand in its row and never change: the campaign's running count of
+ratings and their running sum in every row, those of the item in the rows of ratings. The
+count grows by 0 or 1 from one row to the next, so the row of any count is found by jumps
+over the dense primary key, and the campaign as a whole needs no index.
+"""
+
+from typing import Final
+
+import msgspec
+
+__all__ = [
+    "APPLICATION_ID",
+    "BLOCK",
+    "CHANGE",
+    "COMMENT",
+    "EXCLUSION",
+    "KINDS",
+    "MAX_RATE",
+    "MIGRATIONS",
+    "RATING",
+    "RESTORATION",
+    "RETRACTION",
+    "SEQ_BITS",
+    "SEQ_MASK",
+    "decode_distribution",
+    "encode_distribution",
+]
+
+# "MoLe" in ASCII: what `file` and SQLite's application_id show for a ledger of ours.
+APPLICATION_ID: Final = 0x4D6F_4C65
+
+# Kinds of entries as they stand in the file. Numbers are never reused.
+KINDS: Final = ("rating", "change", "retraction", "comment", "exclusion", "restoration")
+RATING, CHANGE, RETRACTION, COMMENT, EXCLUSION, RESTORATION = range(6)
+
+# An entry's key is campaign_key << SEQ_BITS | seq: one integer, so that the table itself
+# is the index by campaign and sequence number. 10¹² entries for each of 8 million
+# campaigns.
+SEQ_BITS: Final = 40
+SEQ_MASK: Final = (1 << SEQ_BITS) - 1
+
+# Rates beyond this are refused: 2⁴⁰ of them still sum up within a signed 64-bit integer.
+# Scales are far narrower; see campaign.py.
+MAX_RATE: Final = 1 << 20
+
+# Every so many entries of a campaign, and ratings of an item, the distribution so far is
+# kept. Larger, and a read at an old `as_of` counts more rows (0.3 ms at 256); smaller,
+# and the file grows: 256 add about a quarter of a byte a rating for each rate in use.
+BLOCK: Final = 256
+
+_VERSION_1: Final = f"""
+CREATE TABLE campaign (
+    campaign_key INTEGER PRIMARY KEY,
+    campaign TEXT NOT NULL UNIQUE,
+    last_seq INTEGER NOT NULL
+) STRICT;
+
+-- item NULL: the campaign as a whole. count, sum and distribution are raw.
+CREATE TABLE scope (
+    scope_key INTEGER PRIMARY KEY,
+    campaign_key INTEGER NOT NULL,
+    item TEXT,
+    count INTEGER NOT NULL,
+    sum INTEGER NOT NULL,
+    distribution TEXT NOT NULL,
+    UNIQUE (campaign_key, item)
+) STRICT;
+
+-- A row never changes. rate: of a rating, or the new one of a change. target_key: the
+-- rating that any other entry is about. text_hash: of the words that came with it.
+CREATE TABLE entry (
+    entry_key INTEGER PRIMARY KEY,
+    id BLOB,
+    kind INTEGER NOT NULL,
+    rate INTEGER,
+    item_key INTEGER,
+    item_position INTEGER,
+    item_sum INTEGER,
+    campaign_position INTEGER NOT NULL,
+    campaign_sum INTEGER NOT NULL,
+    target_key INTEGER,
+    text_hash BLOB,
+    accepted_at_us INTEGER NOT NULL,
+    applied_at_us INTEGER NOT NULL
+) STRICT;
+-- NULL: a comment that came with its rating, which has the id.
+CREATE UNIQUE INDEX entry_by_id ON entry (id) WHERE id IS NOT NULL;
+CREATE UNIQUE INDEX entry_by_item ON entry (item_key, item_position)
+    WHERE item_key IS NOT NULL;
+
+CREATE TABLE comment (entry_key INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT;
+CREATE TABLE reason (entry_key INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT;
+
+CREATE TABLE no_effect (
+    id BLOB PRIMARY KEY,
+    content_hash BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The raw distribution of a scope after its first {BLOCK} × block ratings; of a campaign
+-- as a whole, after its first {BLOCK} × block entries.
+CREATE TABLE block (
+    scope_key INTEGER NOT NULL,
+    block INTEGER NOT NULL,
+    distribution TEXT NOT NULL,
+    PRIMARY KEY (scope_key, block)
+) STRICT, WITHOUT ROWID;
+
+-- What an entry changed in a scope. A rate is NULL where the rating does not count.
+-- count: ratings of the scope at that moment. shift: by how much the distribution differs
+-- from the raw one, all corrections up to this one together.
+CREATE TABLE correction (
+    scope_key INTEGER NOT NULL,
+    from_seq INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    rate_before INTEGER,
+    rate_after INTEGER,
+    count INTEGER NOT NULL,
+    shift TEXT NOT NULL,
+    PRIMARY KEY (scope_key, from_seq)
+) STRICT, WITHOUT ROWID;
+
+-- A Fenwick tree over the positions of a scope, every version of each node: the sum of the
+-- corrections up to from_seq at the positions that the node covers. See _corrections.py.
+CREATE TABLE node (
+    scope_key INTEGER NOT NULL,
+    node INTEGER NOT NULL,
+    from_seq INTEGER NOT NULL,
+    d_count INTEGER NOT NULL,
+    d_sum INTEGER NOT NULL,
+    PRIMARY KEY (scope_key, node, from_seq)
+) STRICT, WITHOUT ROWID;
+
+-- Ratings that were changed, retracted or excluded: what they are now.
+CREATE TABLE amended (
+    entry_key INTEGER PRIMARY KEY,
+    rate INTEGER NOT NULL,
+    retracted INTEGER NOT NULL,
+    excluded INTEGER NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS: Final = (_VERSION_1,)
+
+decode_distribution: Final = msgspec.json.Decoder(dict[int, int]).decode
+
+
+def encode_distribution(distribution: dict[int, int]) -> str:
+    """Return the distribution as JSON, lowest rate first: equal ones are equal text.
+
+    >>> encode_distribution({10: 3, 9: 1})
+    '{"9":1,"10":3}'
+    """
+    in_order = {rate: distribution[rate] for rate in sorted(distribution)}
+    return msgspec.json.encode(in_order).decode()

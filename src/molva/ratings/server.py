@@ -1,0 +1,223 @@
+"""One HTTP process of the service: opens a deployment, serves it, drains, closes.
+
+Granian carries the HTTP, embedded in our own event loop: one process, whose end we decide.
+On SIGTERM it stops listening, answers what it has accepted, and goes; what is still open
+after eight seconds is cut.
+
+After an I/O error of the broker's file nothing more may be written to it by this process.
+Every rating is then answered with 503, and the process ends, so that whoever supervises
+it starts another one, which puts the file in order first.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Final, final
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+
+from molva._base.clock import Clock
+from molva.messaging import MessagingError, Topic
+from molva.ratings.api import build_api
+from molva.ratings.catalog import Catalog
+from molva.ratings.deployment import SUBSCRIPTION, Deployment, survives
+from molva.ratings.intake import Intake
+from molva.ratings.ledger import Ledger, LedgerError
+from molva.ratings.metrics import Metrics
+
+__all__ = ["AddressInUseError", "BrokenStorageError", "HTTPService", "serve"]
+
+_logger: Final = logging.getLogger("molva.ratings")
+
+# Seconds that a stopping server waits for open requests. The service promises to be gone
+# within ten.
+_DRAIN_SECONDS: Final = 8.0
+# Seconds between the first answer of 503 and the end of a process with broken storage:
+# those who wait get their answer first.
+_BROKEN_LINGER: Final = 0.5
+# Milliseconds that the head of a request may take.
+_HEADER_TIMEOUT_MS: Final = 10_000
+# Connections that may wait to be accepted, and requests that may be under way at once.
+_BACKLOG: Final = 1_024
+_CONCURRENT_REQUESTS: Final = 4_096
+# Seconds for which one thread may keep the GIL. Commits on slow disks run in a thread, and
+# at Python's own 5 ms each would wait that long to say that it is done.
+_SWITCH_INTERVAL: Final = 0.0005
+
+
+class AddressInUseError(Exception):
+    """Another program listens on the address."""
+
+
+@final
+class BrokenStorageError(Exception):
+    """The broker's storage failed; another process has to go on."""
+
+
+@final
+class HTTPService:
+    """What one HTTP process has open; see ``ratings.service`` for what its API needs."""
+
+    def __init__(self, topic: Topic, catalog: Catalog, ledger: Ledger, clock: Clock) -> None:
+        self.topic: Final = topic
+        self.catalog: Final = catalog
+        self.ledger: Final = ledger
+        self.clock: Final = clock
+        self.broken: Final = asyncio.Event()
+        self.stopping = False
+        self.api: Final = build_api(self)
+        self.intake: Final = Intake(
+            topic=topic,
+            catalog=catalog,
+            ledger=ledger,
+            pending=self.pending,
+            api=self.api,
+            clock=clock,
+            on_broken=self.broken.set,
+        )
+        self._metrics: Final = Metrics(topic, self.intake, SUBSCRIPTION)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, deployment: Deployment) -> "AsyncIterator[HTTPService]":
+        """Open everything; close it again at the end of the block."""
+        async with contextlib.AsyncExitStack() as stack:
+            topic = await deployment.open_topic()
+            stack.push_async_callback(topic.close)
+            catalog = await deployment.open_catalog()
+            stack.push_async_callback(catalog.close)
+            ledger = await deployment.open_ledger()
+            stack.push_async_callback(ledger.close)
+            yield cls(topic, catalog, ledger, deployment.clock)
+
+    async def pending(self) -> int | None:
+        """Return how many ratings are accepted and not yet counted; None if unknown."""
+        try:
+            stat = await self.topic.stat()
+        except MessagingError:
+            return None
+        if stat is None:
+            return None
+        reading = stat.subscriptions.get(SUBSCRIPTION)
+        return stat.stored if reading is None else reading.pending
+
+    async def ready(self) -> list[str]:
+        """Return why this process should get no requests now; empty if it should."""
+        reasons = []
+        if self.stopping:
+            reasons.append("this process is stopping")
+        if self.broken.is_set():
+            reasons.append("the broker's storage failed")
+        try:
+            await self.ledger.last_seq("default")
+        except LedgerError:
+            reasons.append("the ledger cannot be read")
+        return reasons
+
+    async def metrics(self) -> bytes:
+        """Return the process's metrics in Prometheus' text format."""
+        return await self._metrics.text()
+
+    def stop(self) -> None:
+        """End the live streams; new ratings are refused from now on."""
+        self.stopping = True
+        self.intake.stop()
+        self.api.shutdown()
+
+
+async def serve(
+    deployment: Deployment,
+    *,
+    host: str,
+    port: int,
+    stop: asyncio.Event,
+    asked: tuple[str, ...] = (),
+    on_ready: Callable[[list[str]], None],
+) -> None:
+    """Serve a deployment over HTTP until ``stop`` is set.
+
+    Args:
+        deployment: What to open.
+        host: Address to listen on.
+        port: Port to listen on.
+        stop: Set by a signal: drain and return.
+        asked: What the deployment must survive.
+        on_ready: Called with what it survives, once requests are answered.
+
+    Raises:
+        AddressInUseError: Another program listens there.
+        BrokenStorageError: The broker's storage failed; all requests got an answer.
+        UnmetPromiseError: The deployment does not survive what was asked.
+        MessagingError: The broker cannot be opened; likewise LedgerError, CatalogError.
+    """
+    _check_address(host, port)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    async with HTTPService.open(deployment) as service:
+        kept = survives(service.topic, service.ledger, asked=asked)
+        server = Server(
+            service.intake,
+            address=host,
+            port=port,
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS),
+            websockets=False,
+            backlog=_BACKLOG,
+            backpressure=_CONCURRENT_REQUESTS,
+            log_level=LogLevels.error,
+        )
+        serving = asyncio.ensure_future(server.serve())
+        broken = asyncio.ensure_future(service.broken.wait())
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await _until_answering(host, port, serving)
+            on_ready(kept)
+            await asyncio.wait((serving, broken, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if broken.done():
+                await asyncio.sleep(_BROKEN_LINGER)
+        finally:
+            service.stop()
+            server.stop()  # type: ignore[no-untyped-call]
+            await asyncio.wait((serving,), timeout=_DRAIN_SECONDS)
+            for task in (serving, broken, stopping):
+                task.cancel()
+            await asyncio.wait((serving, broken, stopping))
+        if service.broken.is_set():
+            raise BrokenStorageError("the broker's storage failed; start this process again")
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise where somebody listens already.
+
+    The server shares its port with others of its kind, which is how several processes
+    serve one address: without this look, two deployments would share it in silence.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise AddressInUseError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another with "
+                "--host and --port"
+            ) from error
+
+
+async def _until_answering(host: str, port: int, serving: "asyncio.Future[None]") -> None:
+    while not serving.done():
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            await asyncio.sleep(0.01)
+        else:
+            writer.close()
+            return
+    serving.result()
+    raise AddressInUseError(f"the server on {host}:{port} ended at once")

@@ -1,0 +1,242 @@
+"""The worker: takes ratings from the broker and applies them to the ledger, in batches.
+
+The order of three steps is the whole promise: apply in one transaction, commit, then
+acknowledge. A worker that dies in between leaves messages that come again, and their ids
+make the second time a no-op. Any number of workers may run; each gets lanes of its own.
+
+What no retry can mend goes to the dead letters with its reason and stops nobody: a body
+that is no entry, a campaign that does not exist, a rate outside its scale, an id that was
+used for another rating.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, final
+
+from molva._base.clock import Clock
+from molva._base.ids import format_id
+from molva.messaging import Action, Delivery, LeaseLostError, Subscription
+from molva.ratings.campaign import Campaign
+from molva.ratings.catalog.protocol import Catalog, CatalogError
+from molva.ratings.ledger.protocol import (
+    Ledger,
+    LedgerBrokenError,
+    LedgerUnavailableError,
+    Outcome,
+)
+from molva.ratings.rating import Change, Rating, RefusedError, Submission, check_rate, decode_entry
+
+__all__ = ["Worker", "WorkerCounters"]
+
+_logger: Final = logging.getLogger("molva.ratings")
+
+# Ratings that one transaction takes. Larger ones gain little and keep readers of the
+# newest rating waiting.
+_BATCH: Final = 1_000
+# Seconds to wait for more after a batch that was not full. Under load a few hundred ratings
+# then share one commit instead of a dozen; a lone rating is applied at once all the same,
+# because the wait comes behind it.
+_BREATHER: Final = 0.01
+# Seconds that one look for messages waits. Drivers wake at once when one comes.
+_WAIT: Final = 5.0
+# Seconds before a ledger that cannot be reached is tried again: the first time, and at most.
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+
+
+@final
+@dataclass(slots=True)
+class WorkerCounters:
+    """What a worker has done since it started; numbers only ever grow.
+
+    Attributes:
+        outcomes: What became of the submissions, by the outcome's name.
+        rejected: Messages sent to the dead letters.
+        batches: Transactions.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    rejected: int = 0
+    batches: int = 0
+
+
+@final
+class Worker:
+    """Moves ratings from a subscription into a ledger.
+
+    Args:
+        subscription: Where ratings come from.
+        ledger: Where they are counted.
+        catalog: Where campaigns are looked up.
+        clock: Where time comes from.
+    """
+
+    def __init__(
+        self, *, subscription: Subscription, ledger: Ledger, catalog: Catalog, clock: Clock
+    ) -> None:
+        self._subscription = subscription
+        self._ledger = ledger
+        self._catalog = catalog
+        self._clock = clock
+        self._campaigns: dict[str, Campaign] = {}
+        self._revision: object = None
+        self._stopping = asyncio.Event()
+        self.counters: Final = WorkerCounters()
+
+    def stop(self) -> None:
+        """End ``run`` after the batch under way."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Apply ratings until ``stop``.
+
+        Raises:
+            LedgerBrokenError: This process must not write to the ledger again; another
+                one goes on, with the same messages.
+            MessagingError: The broker failed.
+        """
+        while not self._stopping.is_set():
+            deliveries = await self._receive()
+            if not deliveries:
+                continue
+            await self._process(deliveries)
+            if len(deliveries) < _BATCH:
+                await self._clock.sleep(_BREATHER)
+
+    async def _receive(self) -> list[Delivery]:
+        receiving = asyncio.ensure_future(self._subscription.receive(_BATCH, wait=_WAIT))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((receiving, stopping), return_when=asyncio.FIRST_COMPLETED)
+            # Stopped: whatever was handed over to us meanwhile is given back by `close`.
+            return receiving.result() if receiving.done() else []
+        finally:
+            receiving.cancel()
+            stopping.cancel()
+            await asyncio.wait((receiving, stopping))
+
+    async def _process(self, deliveries: Sequence[Delivery]) -> None:
+        """Apply one batch, then settle it. Left unsettled where we are stopped before."""
+        good: list[Delivery] = []
+        submissions: list[Submission] = []
+        dead: list[tuple[Delivery, str]] = []
+        await self._look_up_campaigns()
+        for delivery in deliveries:
+            try:
+                submissions.append(self._read(delivery))
+                good.append(delivery)
+            except ValueError as error:
+                dead.append((delivery, str(error)))
+        outcomes = await self._apply(submissions)
+        if outcomes is None:
+            return
+        done: list[tuple[Delivery, Action]] = []
+        for delivery, outcome in zip(good, outcomes, strict=True):
+            reason = _reason(outcome)
+            if reason is None:
+                done.append((delivery, Action.ACK))
+            else:
+                dead.append((delivery, reason))
+        await self._settle(done, dead)
+
+    def _read(self, delivery: Delivery) -> Submission:
+        """Return what a message submits.
+
+        Raises:
+            ValueError: No retry can make this message count; says why.
+        """
+        entry = decode_entry(delivery.message.body)
+        campaign = self._campaigns.get(entry.campaign)
+        if campaign is None:
+            raise ValueError(f"unknown campaign {entry.campaign!r:.80}")
+        if isinstance(entry, Rating | Change):
+            try:
+                check_rate(entry.rate, campaign)
+            except RefusedError as error:
+                raise ValueError(str(error)) from None
+        return Submission(delivery.message.id, entry)
+
+    async def _apply(
+        self, submissions: Sequence[Submission]
+    ) -> Sequence[Outcome | Exception] | None:
+        """Apply, as often as it takes; None where we are stopped while it cannot be done."""
+        if not submissions:
+            return []
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                outcomes = await self._ledger.apply(submissions, applied_at_us=self._clock.now_us())
+            except LedgerBrokenError:
+                raise
+            except LedgerUnavailableError as error:
+                # The same ids make trying again safe. Nothing new is taken meanwhile, so
+                # that what waits, waits in the broker and not here.
+                _logger.warning("the ledger takes nothing, next try in %.1f s: %s", pause, error)
+                if await self._pause(pause):
+                    return None
+                pause = min(_LONGEST_PAUSE, pause * 2)
+            else:
+                self.counters.batches += 1
+                self.counters.outcomes.update(
+                    o.value if isinstance(o, Outcome) else "failed" for o in outcomes
+                )
+                return outcomes
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; return whether we were stopped meanwhile."""
+        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((sleeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+        sleeping.cancel()
+        stopping.cancel()
+        return self._stopping.is_set()
+
+    async def _settle(
+        self, done: Sequence[tuple[Delivery, Action]], dead: Sequence[tuple[Delivery, str]]
+    ) -> None:
+        # Harmless where the lease is lost: what was applied stays applied, and whoever has
+        # the message now finds its id.
+        for delivery, reason in dead:
+            with contextlib.suppress(LeaseLostError):
+                await delivery.reject(reason)
+        with contextlib.suppress(LeaseLostError):
+            await self._subscription.settle(done)
+        if dead:
+            self.counters.rejected += len(dead)
+            delivery, reason = dead[0]
+            # One line a batch: a flood of bad messages must not become a flood of lines.
+            _logger.warning(
+                "%d of %d messages go to the dead letters; rating %s: %s",
+                len(dead),
+                len(done) + len(dead),
+                format_id(delivery.message.id),
+                reason,
+            )
+
+    async def _look_up_campaigns(self) -> None:
+        try:
+            revision = self._catalog.revision()
+            if revision != self._revision:
+                self._campaigns = {c.name: c for c in await self._catalog.campaigns()}
+                self._revision = revision
+        except CatalogError as error:
+            if not self._campaigns:
+                raise
+            _logger.warning("the catalog could not be read, its last state holds: %s", error)
+
+
+def _reason(outcome: Outcome | Exception) -> str | None:
+    """Return why a submission goes to the dead letters; None where it is settled."""
+    match outcome:
+        case Outcome.APPLIED | Outcome.DUPLICATE | Outcome.NO_EFFECT:
+            return None
+        case Outcome.CONFLICT:
+            return "its id was used for another rating, which stands"
+        case Outcome.NO_RATING:
+            return "it corrects a rating that its campaign does not have"
+        case _:
+            return f"the ledger cannot take it: {outcome}"

@@ -1,0 +1,157 @@
+"""What several test files share: a real service in real processes, and its HTTP."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class MolvaProcess:
+    """A running ``molva`` command and its HTTP address."""
+
+    def __init__(self, command: str, data: Path, port: int, arguments: tuple[str, ...]) -> None:
+        self.data = data
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MOLVA_")}
+        self.log_path = data.parent / f"{command}-{port}-{time.monotonic_ns()}.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "molva", command, "--data", str(data)),
+                    *(() if command == "work" else ("--port", str(port))),
+                    *arguments,
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def wait_ready(self, seconds: float = 15.0) -> "MolvaProcess":
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self.request("GET", "/readyz")[0] == 200:
+                    return self
+            assert self.process.poll() is None, self.log
+            time.sleep(0.02)
+        raise AssertionError(f"not ready within {seconds} s: {self.log}")
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=15)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return response.status, found, response.read()
+        finally:
+            connection.close()
+
+    def total(self, query: str = "") -> dict[str, Any]:
+        status, _, body = self.request(
+            "GET", f"/total{query}", headers={"Accept": "application/json"}
+        )
+        document: dict[str, Any] = json.loads(body)
+        return document if status == 200 else {"status": status, **document}
+
+    def wait_counted(self, count: int, query: str = "", seconds: float = 30.0) -> dict[str, Any]:
+        """Wait until so many ratings are counted; return the total then."""
+        deadline = time.monotonic() + seconds
+        found: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            found = self.total(query)
+            if found.get("count", 0) >= count:
+                return found
+            time.sleep(0.02)
+        raise AssertionError(f"{count} ratings were not counted, only {found}: {self.log}")
+
+    def children(self) -> dict[str, psutil.Process]:
+        """Return the service's processes by their command: serve, work."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                found[child.cmdline()[3]] = child
+        return found
+
+    def stop(self, seconds: float = 12.0) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+StartMolva = Callable[..., MolvaProcess]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+@pytest.fixture
+def start_molva(tmp_path: Path) -> Iterator[StartMolva]:
+    """Start ``molva up`` (or another command); everything is stopped after the test."""
+    started: list[MolvaProcess] = []
+
+    def start(
+        *arguments: str,
+        command: str = "up",
+        data: Path | None = None,
+        port: int | None = None,
+        ready: bool = True,
+    ) -> MolvaProcess:
+        molva = MolvaProcess(command, data or tmp_path / "data", port or free_port(), arguments)
+        started.append(molva)
+        return molva.wait_ready() if ready else molva
+
+    yield start
+    for molva in started:
+        if molva.process.poll() is None:
+            molva.process.kill()
+            molva.process.wait()
+
+
+@pytest.fixture
+def run_molva() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run a ``molva`` command to its end."""
+
+    def run(
+        *arguments: str, stdin: str = "", environment: dict[str, str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("MOLVA_")}
+        return subprocess.run(
+            [sys.executable, "-m", "molva", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env={**clean, **(environment or {})},
+            timeout=60,
+            check=False,
+        )
+
+    return run
