@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -397,6 +398,27 @@ async def test_a_file_that_is_known_is_not_sent_again(api: Api) -> None:
         assert (again.status, again.body) == (304, b"")
         assert again.headers["etag"] == tag
     assert (await get(api, "/static/page.css", if_none_match='"old"')).status == 200
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of ``#rrggbb``, as WCAG 2.2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_colours_can_be_told_apart(api: Api, scheme: str) -> None:
+    style = (await get(api, "/static/page.css")).body.decode()
+    light, dark = (block.partition("}")[0] for block in style.split(":root {")[1:])
+    names = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", light if scheme == "light" else dark))
+    text = [(of, on) for of in ("ink", "muted", "accent", "warn") for on in ("card", "paper")]
+    text += [("ink", "accent-soft"), ("on-accent", "accent")]
+    shapes = [("edge", "card"), ("bar", "card"), ("accent", "card")]
+    for pairs, least in ((text, 4.5), (shapes, 3.0)):
+        for of, on in pairs:
+            low, high = sorted((luminance(names[of]), luminance(names[on])))
+            assert (high + 0.05) / (low + 0.05) >= least, (of, on)
 
 
 @pytest.mark.parametrize(

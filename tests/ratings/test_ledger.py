@@ -5,7 +5,7 @@ import contextlib
 import random
 import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import apsw
@@ -523,15 +523,3 @@ async def test_a_relative_path_is_below_the_working_directory(
     ledger = await open_ledger("sqlite://data/my%20ledger.db")
     await ledger.close()
     assert (tmp_path / "data" / "my ledger.db").exists()
-
-
-def test_the_reference_itself_counts_by_hand() -> None:
-    reference = Reference()
-    submissions: Sequence[Submission] = [rating(1, 2, "a"), rating(2, 4, "b"), rating(3, 9, "a")]
-    for submission in (*submissions, about(4, Exclusion, 3)):
-        reference.apply(submission)
-    log = reference.entries["c"]
-    assert total(log, n=2) == Total(6, 2, 2, {2: 1, 4: 1}, 4)
-    assert total(log, n=2, trusted=False) == Total(13, 2, 3, {2: 1, 4: 1, 9: 1}, 4)
-    assert total(log, n=2, item="a", as_of=3) == Total(11, 2, 2, {2: 1, 9: 1}, 3)
-    assert total(log, n=1, item="z") is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from molva.ratings.ledger import Difference, Ledger, open_ledger
+from molva.ratings.ledger import Difference, Ledger, LedgerUnavailableError, open_ledger
 from molva.ratings.rating import (
     Change,
     Comment,
@@ -169,13 +169,17 @@ async def test_verify_reads_one_snapshot_while_ratings_arrive(tmp_path: Path) ->
         assert found == []
 
 
-async def test_a_contradiction_is_no_fault_of_the_rating(tmp_path: Path) -> None:
-    from molva.ratings.ledger import LedgerUnavailableError
-
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("count = 5", "contradicts itself"), ("distribution = 'nonsense'", "'nonsense'")],
+)
+async def test_a_damaged_total_is_no_fault_of_the_rating(
+    tmp_path: Path, damage: str, message: str
+) -> None:
     async with opened(tmp_path) as ledger:
         await fill(ledger)
-        tamper(tmp_path, "UPDATE scope SET count = 5 WHERE item = 'item-0'")
-        with pytest.raises(LedgerUnavailableError, match="contradicts itself"):
+        tamper(tmp_path, f"UPDATE scope SET {damage} WHERE item = 'item-0'")
+        with pytest.raises(LedgerUnavailableError, match=message):
             await ledger.apply([submission(5_000, Rating("c", 1, 5, "item-0"))], applied_at_us=3)
         await ledger.rebuild()
         await ledger.apply([submission(5_000, Rating("c", 1, 5, "item-0"))], applied_at_us=3)

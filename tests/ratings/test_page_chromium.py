@@ -35,6 +35,7 @@ from molva.ratings.ledger.protocol import (
     Total,
 )
 from molva.ratings.rating import Submission
+from tests.conftest import StartMolva
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(60)]
 
@@ -62,6 +63,7 @@ class Site:
         self.ratings: Final[dict[str, dict[str, Any]]] = {}
         self.attempts: Final[list[str]] = []
         self.failures = 0
+        self.refusal: str | None = None
 
     # As an application.
 
@@ -76,15 +78,18 @@ class Site:
             if not message.get("more_body"):
                 break
         status = self._rate(json.loads(body))
+        answer = json.dumps({"detail": self.refusal} if status == 400 else {}).encode()
         headers = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"{}"})
+        await send({"type": "http.response.body", "body": answer})
 
     def _rate(self, rating: dict[str, Any]) -> int:
         self.attempts.append(rating["id"])
         if self.failures:
             self.failures -= 1
             return 503
+        if self.refusal:
+            return 400
         self.ratings.setdefault(rating["id"], rating)
         return 202
 
@@ -394,6 +399,41 @@ def test_a_503_is_tried_again_with_the_same_id(browser: Chrome, running: Running
     wait_until(lambda: text_of(browser, "said") == "Thanks, you gave 9.", "the page is not content")
 
 
+def test_after_many_failures_the_visitor_decides(browser: Chrome, running: RunningSite) -> None:
+    open_page(browser, running.url)
+    browser.execute_script(
+        "const real = window.setTimeout; window.setTimeout = (f, ms) => real(f, ms / 50)"
+    )
+    running.site.failures = 7
+    button(browser, 9).click()
+    wait_for_text(browser, "said", "Your 9 could not be sent: the service answered 503.")
+    browser.find_element(By.ID, "again").click()
+    wait_for_text(browser, "average", "9.00")
+    assert len(set(running.site.attempts)) == 1
+    wait_until(lambda: not browser.find_element(By.ID, "again").is_displayed(), "the button stays")
+
+
+def test_a_refusal_is_told_in_the_services_words(browser: Chrome, running: RunningSite) -> None:
+    open_page(browser, running.url)
+    running.site.refusal = "<b>no</b> such scale"
+    button(browser, 9).click()
+    wait_for_text(browser, "said", "Your 9 was not accepted: <b>no</b> such scale")
+    assert len(running.site.attempts) == 1
+
+
+def test_an_id_is_made_where_the_context_is_not_secure(
+    browser: Chrome, running: RunningSite
+) -> None:
+    script = "delete Crypto.prototype.randomUUID"
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    open_page(browser, running.url)
+    button(browser, 4).click()
+    wait_for_text(browser, "average", "4.00")
+    [id_] = running.site.ratings
+    assert uuid.UUID(id_).version == 4
+    assert str(uuid.UUID(id_)) == id_
+
+
 def test_a_double_click_is_one_rating(browser: Chrome, running: RunningSite) -> None:
     open_page(browser, running.url)
     browser.execute_script(
@@ -469,4 +509,14 @@ def test_the_console_stays_silent(browser: Chrome, site_url: str) -> None:
         open_page(browser, f"{site_url}/?campaign={campaign}")
         button(browser, 3).click()
         wait_for_text(browser, "average", "3.00")
+    assert complaints(browser) == []
+
+
+def test_the_page_works_on_the_real_service(browser: Chrome, start_molva: StartMolva) -> None:
+    molva = start_molva()
+    open_page(browser, molva.url)
+    button(browser, 7).click()
+    wait_for_text(browser, "average", "7.00")
+    assert molva.request("POST", "/rate?rate=10")[0] == 202
+    wait_for_text(browser, "average", "8.50")
     assert complaints(browser) == []

@@ -115,6 +115,7 @@ class Batcher(Generic[T, R]):
                 await self._idle
                 self._idle = None
                 continue
+            await self._gather()
             items, waiters = self._take()
             try:
                 results: Sequence[R | BaseException] = await self._call(items)
@@ -131,6 +132,13 @@ class Batcher(Generic[T, R]):
                     waiter.set_exception(result)
                 else:
                     waiter.set_result(result)
+
+    async def _gather(self) -> None:
+        """Let the loop go round as long as each round brings more items."""
+        seen = 0
+        while seen != len(self._items) < self._max_items:
+            seen = len(self._items)
+            await asyncio.sleep(0)
 
     def _take(self) -> "tuple[list[T], list[asyncio.Future[R] | _Group[R]]]":
         if len(self._items) <= self._max_items:

@@ -7,6 +7,7 @@ what nobody expected.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, final
@@ -48,6 +49,22 @@ _NO_FIELDS: Final[frozenset[str]] = frozenset()
 _LIVE_FIELDS: Final = frozenset({"item"})
 
 _RETRY_AFTER: Final = {"retry-after": "5"}
+
+_COMMON_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+_STREAM_START: Final[Message] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream"),
+        (b"cache-control", b"no-store"),
+        # nginx would hold events back until its buffer is full.
+        (b"x-accel-buffering", b"no"),
+    ],
+}
 
 
 @final
@@ -211,21 +228,11 @@ class _LiveEndpoint:
                 raise error
 
 
-_STREAM_START: Final[Message] = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream"),
-        (b"cache-control", b"no-store"),
-        # nginx would hold events back until its buffer is full.
-        (b"x-accel-buffering", b"no"),
-    ],
-}
-
-
 async def _write(listener: Listener, send: Send) -> None:
-    async for event in listener.events():
-        await send({"type": "http.response.body", "body": event, "more_body": True})
+    # Closed here and not when it is collected: a cut stream must let go at once.
+    async with contextlib.aclosing(listener.events()) as events:
+        async for event in events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -280,12 +287,6 @@ class _Shell:
             if not started:
                 refusal = _refuse(500, "internal-error", "the log of the service says more")
                 await refusal(scope, receive, shell_send)
-
-
-_COMMON_HEADERS: Final = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
 
 
 def _refuse(

@@ -16,7 +16,7 @@ and again. Listeners are told by a ``trouble`` event, and by a ``total`` when it
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Final, NamedTuple, final
 
 import msgspec
@@ -125,7 +125,7 @@ class Listener:
             if channel.state is None:
                 channel.state = await self._live._read(self._feed, self._item)
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the current total, then every change, until ``shutdown``. After ``start``."""
         feed, channel = self._feed, self._feed.channels[self._item]
         sent: _State | None = None

@@ -31,9 +31,8 @@ from molva.ratings.ledger._schema import (
     RATING,
     SEQ_BITS,
     SEQ_MASK,
-    decode_distribution,
-    encode_distribution,
 )
+from molva.ratings.ledger._tallies import Campaign, Tallies
 from molva.ratings.ledger.protocol import Outcome
 from molva.ratings.rating import (
     Change,
@@ -120,38 +119,13 @@ def _is_contradiction(error: Exception) -> bool:
 
 
 @final
-class _Scope:
-    """The raw totals of an item, or of a campaign as a whole, as the batch leaves them."""
-
-    __slots__ = ("count", "distribution", "key", "sum", "written")
-
-    def __init__(self, key: int, count: int, sum_: int, distribution: dict[int, int]) -> None:
-        self.key = key
-        self.count = self.written = count
-        self.sum = sum_
-        self.distribution = distribution
-
-
-@final
-class _Campaign:
-    __slots__ = ("items", "key", "seq", "whole", "written")
-
-    def __init__(self, key: int, seq: int, whole: _Scope) -> None:
-        self.key = key
-        self.seq = self.written = seq
-        self.whole = whole
-        self.items: dict[str, _Scope] = {}
-
-
-@final
 class _Batch:
     """What one batch has read and not yet written."""
 
     def __init__(self, connection: apsw.Connection, applied_at_us: int) -> None:
         self._connection = connection
         self._applied_at_us = applied_at_us
-        self._campaigns: dict[str, _Campaign] = {}
-        self._blocks: list[tuple[int, int, str]] = []
+        self._tallies = Tallies(connection)
         self._comments: list[tuple[int, str]] = []
 
     # ------------------------------------------------------------- ratings
@@ -163,11 +137,12 @@ class _Batch:
     def _rating_rows(self, ratings: Sequence[tuple[bytes, Rating]]) -> Iterator[_EntryRow]:
         # The hot path: everything here is paid for every rating.
         applied_at_us = self._applied_at_us
-        campaigns = self._campaigns
+        tallies = self._tallies
+        campaigns = tallies.campaigns
         for id_, rating in ratings:
             rate = rating.rate
-            campaign = campaigns.get(rating.campaign) or self._campaign(rating.campaign)
-            item = campaign.items.get(rating.item) or self._item(campaign, rating.item)
+            campaign = campaigns.get(rating.campaign) or tallies.campaign(rating.campaign)
+            item = campaign.items.get(rating.item) or tallies.item(campaign, rating.item)
             _check(id_, rate)
             whole = campaign.whole
             campaign.seq = seq = campaign.seq + 1
@@ -179,9 +154,9 @@ class _Batch:
             item.sum += rate
             item.distribution[rate] = item.distribution.get(rate, 0) + 1
             if not seq % BLOCK:
-                self._add_block(whole, seq)
+                tallies.add_block(whole, seq)
             if not item.count % BLOCK:
-                self._add_block(item, item.count)
+                tallies.add_block(item, item.count)
             yield (
                 key, id_, RATING, rate, item.key, item.count, item.sum, whole.count, whole.sum,
                 None, text_hash(rating.comment) if rating.comment else None,
@@ -191,7 +166,7 @@ class _Batch:
                 yield self._comment_row(campaign, key, rating.comment, rating.accepted_at_us)
 
     def _comment_row(
-        self, campaign: _Campaign, rating_key: int, comment: str, accepted_at_us: int
+        self, campaign: Campaign, rating_key: int, comment: str, accepted_at_us: int
     ) -> _EntryRow:
         """Return the entry of a comment that came with its rating, whose id it shares."""
         row = self._row(
@@ -283,7 +258,7 @@ class _Batch:
         rate_before = _counted(*before)
         rate_after = _counted(rate, retracted, excluded)
         if rate_before != rate_after:
-            whole = self._campaign(entry.campaign).whole
+            whole = self._tallies.campaign(entry.campaign).whole
             [(item_count,)] = self._connection.execute(
                 "SELECT max(item_position) FROM entry WHERE item_key = ?", (item_key,)
             )
@@ -306,7 +281,7 @@ class _Batch:
         """Append an entry about a rating; return its sequence number."""
         text = text_of(entry)
         row = self._row(
-            self._campaign(entry.campaign),
+            self._tallies.campaign(entry.campaign),
             id_,
             KIND_OF[type(entry)],
             entry.rate if isinstance(entry, Change) else None,
@@ -323,7 +298,7 @@ class _Batch:
 
     def _row(
         self,
-        campaign: _Campaign,
+        campaign: Campaign,
         id_: bytes | None,
         kind: int,
         rate: int | None,
@@ -335,102 +310,22 @@ class _Batch:
         whole = campaign.whole
         campaign.seq = seq = campaign.seq + 1
         if not seq % BLOCK:
-            self._add_block(whole, seq)
+            self._tallies.add_block(whole, seq)
         return (
             campaign.key << SEQ_BITS | seq, id_, kind, rate, None, None, None,
             whole.count, whole.sum, target_key, hash_of_text, accepted_at_us, self._applied_at_us,
         )  # fmt: skip
 
-    # ------------------------------------------------------- what is derived
-
-    def _add_block(self, scope: _Scope, after: int) -> None:
-        row = (scope.key, after // BLOCK, encode_distribution(scope.distribution))
-        self._blocks.append(row)
-
-    def _campaign(self, name: str) -> _Campaign:
-        """Return a campaign as the batch leaves it; a new one is made."""
-        known = self._campaigns.get(name)
-        if known is not None:
-            return known
-        row: tuple[int, int, int, int, int, str] | None = self._connection.execute(
-            "SELECT campaign_key, last_seq, scope_key, count, sum, distribution "
-            "FROM campaign JOIN scope USING (campaign_key) "
-            "WHERE campaign = ? AND item IS NULL",
-            (name,),
-        ).fetchone()
-        if row is None:
-            self._connection.execute(
-                "INSERT INTO campaign (campaign, last_seq) VALUES (?, 0)", (name,)
-            )
-            key = self._connection.last_insert_rowid()
-            campaign = _Campaign(key, 0, self._new_scope(key, None))
-        else:
-            key, seq, scope_key, count, sum_, distribution = row
-            whole = _Scope(scope_key, count, sum_, decode_distribution(distribution))
-            campaign = _Campaign(key, seq, whole)
-        self._campaigns[name] = campaign
-        return campaign
-
-    def _item(self, campaign: _Campaign, name: str) -> _Scope:
-        """Return an item as the batch leaves it; a new one is made."""
-        if not isinstance(name, str):
-            raise TypeError(f"item {name!r:.40} is no text")
-        row: tuple[int, int, int, str] | None = self._connection.execute(
-            "SELECT scope_key, count, sum, distribution FROM scope "
-            "WHERE campaign_key = ? AND item = ?",
-            (campaign.key, name),
-        ).fetchone()
-        if row is None:
-            item = self._new_scope(campaign.key, name)
-        else:
-            scope_key, count, sum_, distribution = row
-            item = _Scope(scope_key, count, sum_, decode_distribution(distribution))
-        campaign.items[name] = item
-        return item
-
-    def _new_scope(self, campaign_key: int, item: str | None) -> _Scope:
-        self._connection.execute(
-            "INSERT INTO scope (campaign_key, item, count, sum, distribution) "
-            "VALUES (?, ?, 0, 0, '{}')",
-            (campaign_key, item),
-        )
-        return _Scope(self._connection.last_insert_rowid(), 0, 0, {})
-
     def flush(self) -> None:
         """Write what the entries so far have changed."""
-        campaigns = [c for c in self._campaigns.values() if c.seq != c.written]
-        if not campaigns:
-            return
-        scopes = [
-            scope
-            for campaign in campaigns
-            for scope in (campaign.whole, *campaign.items.values())
-            if scope.count != scope.written
-        ]
-        execute_many = self._connection.executemany
-        execute_many(
-            "UPDATE campaign SET last_seq = ? WHERE campaign_key = ?",
-            [(campaign.seq, campaign.key) for campaign in campaigns],
-        )
-        execute_many(
-            "UPDATE scope SET count = ?, sum = ?, distribution = ? WHERE scope_key = ?",
-            [(s.count, s.sum, encode_distribution(s.distribution), s.key) for s in scopes],
-        )
-        if self._blocks:
-            execute_many("INSERT INTO block VALUES (?, ?, ?)", self._blocks)
+        self._tallies.flush()
         if self._comments:
-            execute_many("INSERT INTO comment VALUES (?, ?)", self._comments)
-        self._blocks.clear()
-        self._comments.clear()
-        for campaign in campaigns:
-            campaign.written = campaign.seq
-        for scope in scopes:
-            scope.written = scope.count
+            self._connection.executemany("INSERT INTO comment VALUES (?, ?)", self._comments)
+            self._comments.clear()
 
     def forget(self) -> None:
         """Drop what was read: it is ahead of the file, which was rolled back."""
-        self._campaigns.clear()
-        self._blocks.clear()
+        self._tallies.forget()
         self._comments.clear()
 
 

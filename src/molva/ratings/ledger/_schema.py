@@ -18,6 +18,8 @@ from typing import Final
 
 import msgspec
 
+from molva.ratings.ledger.protocol import LedgerUnavailableError
+
 __all__ = [
     "APPLICATION_ID",
     "BLOCK",
@@ -151,7 +153,21 @@ CREATE TABLE amended (
 
 MIGRATIONS: Final = (_VERSION_1,)
 
-decode_distribution: Final = msgspec.json.Decoder(dict[int, int]).decode
+_decode: Final = msgspec.json.Decoder(dict[int, int]).decode
+
+
+def decode_distribution(text: str) -> dict[int, int]:
+    """Return the distribution that was kept as JSON.
+
+    Raises:
+        LedgerUnavailableError: It is none: the file was tampered with.
+    """
+    try:
+        return _decode(text)
+    except ValueError as error:
+        # No ValueError: no rating is to blame.
+        problem = f"the ledger keeps {text!r:.60} for a distribution; see 'molva rebuild'"
+        raise LedgerUnavailableError(problem) from error
 
 
 def encode_distribution(distribution: dict[int, int]) -> str:

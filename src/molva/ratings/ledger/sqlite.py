@@ -39,6 +39,7 @@ Design:
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -294,7 +295,8 @@ class SQLiteLedger:
         findings = differences(connection)
         found: list[Difference] | None
         try:
-            while (found := await _in_thread(partial(_go_on, findings))) is not None:
+            go_on = partial(_go_on, findings)
+            while (found := await _in_thread(go_on, connection.interrupt)) is not None:
                 for difference in found:
                     yield difference
         except apsw.Error as error:
@@ -361,11 +363,15 @@ def _go_on(findings: Iterator[Difference | None]) -> list[Difference] | None:
     return found or None
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Run ``work`` in a thread and wait for its end, also when cancelled."""
+async def _in_thread(work: Callable[[], T], interrupt: Callable[[], None]) -> T:
+    """Run ``work`` in a thread; when cancelled, interrupt it and wait for its end."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        interrupt()
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        task.exception()  # looked at, or asyncio complains that nobody did
         raise

@@ -15,7 +15,8 @@ const page = new URLSearchParams(location.search);
 const campaignName = page.get("campaign") || "default";
 const item = page.get("item") || null;
 
-// Milliseconds. A rating is worth about half a minute of trying; after that the visitor decides.
+// Milliseconds. Attempts spread over some 15 s, enough for a service to be restarted; after
+// that the visitor decides.
 const FIRST_PAUSE = 400;
 const LONGEST_PAUSE = 8_000;
 const ATTEMPTS = 7;

@@ -1,0 +1,36 @@
+"""The SQLite driver passes the suite of all drivers, on either kind of disk."""
+
+from pathlib import Path
+
+import apsw
+import pytest
+
+from tests.messaging.conformance import TopicConformance, TopicHarness
+
+
+class SQLiteHarness(TopicHarness):
+    # The driver's own intervals, and a little for what is rounded.
+    settle_interval = 0.26
+    share_interval = 0.26
+
+    def __init__(self, folder: Path, commit: str) -> None:
+        super().__init__()
+        self.path = folder / "queue.db"
+        self._commit = commit
+
+    def base_url(self) -> str:
+        return f"sqlite://{self.path}?commit={self._commit}"
+
+    async def kept(self, topic: str = "t") -> int:
+        with apsw.Connection(str(self.path)) as connection:
+            sql = "SELECT topic_id FROM topic WHERE name = ?"
+            topic_id = connection.execute(sql, (topic,)).get
+            count = connection.execute(f"SELECT count(*) FROM message_{topic_id}").get
+            assert isinstance(count, int)
+            return count
+
+
+class TestSQLite(TopicConformance):
+    @pytest.fixture(params=["loop", "thread"])
+    def harness(self, tmp_path: Path, request: pytest.FixtureRequest) -> TopicHarness:
+        return SQLiteHarness(tmp_path, request.param)
