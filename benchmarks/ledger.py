@@ -57,18 +57,24 @@ async def measure(folder: Path, sizes: list[int], items: int) -> None:
             show(f"apply, batch of {batch}", await applied(ledger, submissions, batch, times))
             filled += batch * times
         await read_all(ledger)
-        batch = take(submissions, 300)
-        await ledger.apply(batch, applied_at_us=1)
-        excluded = [Submission(new_id(), Exclusion("c", 1, rating.id)) for rating in batch[::3]]
+        suspects = take(submissions, 300)
+        await ledger.apply(suspects, applied_at_us=1)
+        excluded = [Submission(new_id(), Exclusion("c", 1, rating.id)) for rating in suspects[::3]]
         started = time.perf_counter()
         await ledger.apply(excluded, applied_at_us=1)
         print(f"  exclusion {(time.perf_counter() - started) / len(excluded) * 1e6:24.1f} µs each")
         await read_all(ledger)
+        started = time.perf_counter()
+        await ledger.apply(suspects, applied_at_us=1)
+        print(f"  redelivered {(time.perf_counter() - started) / len(suspects) * 1e6:.1f} µs each")
         print(f"  file {path.stat().st_size / filled:.0f} bytes a rating")
     started = time.perf_counter()
     differences = [difference async for difference in ledger.verify()]
     seconds = time.perf_counter() - started
     print(f"\nverify {seconds:.1f} s, {len(differences)} differences")
+    started = time.perf_counter()
+    await ledger.rebuild()
+    print(f"rebuild {time.perf_counter() - started:.1f} s")
     await ledger.close()
 
 

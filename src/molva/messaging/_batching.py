@@ -56,6 +56,8 @@ class Batcher(Generic[T, R]):
         self._waiters: list[asyncio.Future[R] | _Group[R]] = []
         self._task: asyncio.Task[None] | None = None
         self._draining = False
+        # How many calls of submit_many still have items to hand over.
+        self._slicing = 0
         self._loop = asyncio.get_running_loop()
         # Set while the task has nothing to do; resolving it starts the next call in the
         # next iteration of the loop, behind every callback that is ready now. Whatever
@@ -81,16 +83,22 @@ class Batcher(Generic[T, R]):
     async def submit_many(self, items: Sequence[T]) -> list[R | BaseException]:
         """Hand over many items; return a result or an exception for each, in order."""
         results: list[R | BaseException] = []
-        # A slice at a time: taking a thousand from the front of a million, again and
-        # again, would copy the rest each time.
-        for start in range(0, len(items), self._max_items):
-            part = items[start : start + self._max_items]
-            group: _Group[R] = _Group(len(part), self._loop.create_future())
-            self._items.extend(part)
-            self._waiters.extend([group] * len(part))
-            self._wake()
-            await group.future
-            results += group.results
+        self._slicing += 1
+        try:
+            # A slice at a time: taking a thousand from the front of a million, again and
+            # again, would copy the rest each time.
+            for start in range(0, len(items), self._max_items):
+                part = items[start : start + self._max_items]
+                group: _Group[R] = _Group(len(part), self._loop.create_future())
+                self._items.extend(part)
+                self._waiters.extend([group] * len(part))
+                self._wake()
+                await group.future
+                results += group.results
+        finally:
+            self._slicing -= 1
+            if self._draining and self._task is not None:
+                self._wake()
         return results
 
     async def drain(self) -> None:
@@ -109,7 +117,7 @@ class Batcher(Generic[T, R]):
     async def _run(self) -> None:
         while True:
             if not self._items:
-                if self._draining:
+                if self._draining and not self._slicing:
                     return
                 self._idle = self._loop.create_future()
                 await self._idle

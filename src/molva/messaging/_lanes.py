@@ -78,14 +78,16 @@ class _Lane:
     written: int  # the watermark as it was last written down
     open: dict[int, int] = field(default_factory=dict)  # offset to turn: not yet settled
     delivered: deque[int] = field(default_factory=deque)  # above the watermark, ascending
-    # (due, offset, turn, attempt) of what is to come again: a heap
-    nacked: list[tuple[float, int, int, int]] = field(default_factory=list)
+    # (offset, due, turn, attempt) of what is to come again: a heap. By offset, because
+    # what comes again comes in order too, each behind those before it.
+    nacked: list[tuple[int, float, int, int]] = field(default_factory=list)
     leaving: bool = False
 
     def advance(self) -> None:
         """Move the watermark over the settled messages at its head."""
         delivered, open_ = self.delivered, self.open
-        while delivered and delivered[0] not in open_:
+        nacked = self.nacked[0][0] if self.nacked else None
+        while delivered and delivered[0] not in open_ and delivered[0] != nacked:
             self.watermark = delivered.popleft()
             self.settled += 1
         if not delivered:
@@ -187,22 +189,26 @@ class LaneReader:
                     lane.advance()
         return tokens
 
-    def due(self, now: float) -> list[LaneToken]:
-        """Return the tokens of nacked messages that are to come again by ``now``."""
-        tokens = []
+    def due(self, now: float, limit: int) -> list[LaneToken]:
+        """Hand over up to ``limit`` nacked messages that are to come again by ``now``."""
+        limit = min(limit, self.room)
+        tokens: list[LaneToken] = []
         for number, lane in self._lanes.items():
-            while lane.nacked and lane.nacked[0][0] <= now and not lane.leaving:
-                _, offset, turn, attempt = heapq.heappop(lane.nacked)
+            if lane.leaving:
+                continue
+            while lane.nacked and lane.nacked[0][1] <= now and len(tokens) < limit:
+                offset, _, turn, attempt = heapq.heappop(lane.nacked)
                 lane.open[offset] = turn
                 self._open += 1
                 tokens.append(LaneToken(number, lane.epoch, offset, turn, attempt))
         return tokens
 
     def next_due(self) -> float | None:
-        """Return when the next nacked message is to come again."""
-        return min(
-            (lane.nacked[0][0] for lane in self._lanes.values() if lane.nacked), default=None
-        )
+        """Return when the next nacked message can come again; None where none can."""
+        if not self.room:
+            return None
+        waiting = (lane for lane in self._lanes.values() if lane.nacked and not lane.leaving)
+        return min((lane.nacked[0][1] for lane in waiting), default=None)
 
     def holds(self, token: LaneToken) -> bool:
         """Return whether the token names a hand-over that is still ours to settle."""
@@ -219,25 +225,21 @@ class LaneReader:
         self._open -= 1
         return Outcome.SETTLED
 
-    def give_back(self, token: LaneToken, *, due: float, counts: bool) -> Outcome:
-        """Let a message come again at ``due``; its lane waits for it.
-
-        ``counts``: whether this hand-over was an attempt.
-        """
+    def give_back(self, token: LaneToken, *, due: float, attempt: int) -> Outcome:
+        """Let a message come again at ``due``, as ``attempt``; its lane waits for it."""
         if not self.holds(token):
             return Outcome.LEASE_LOST
         lane = self._lanes[token.lane]
         del lane.open[token.offset]
         self._open -= 1
-        attempt = token.attempt + 1 if counts else token.attempt
-        heapq.heappush(lane.nacked, (due, token.offset, token.turn + 1, attempt))
+        heapq.heappush(lane.nacked, (token.offset, due, token.turn + 1, attempt))
         return Outcome.SETTLED
 
     def advance(self) -> bool:
         """Move all watermarks; return whether any differs from what is written down."""
         moved = False
         for lane in self._lanes.values():
-            if lane.delivered and not lane.nacked:
+            if lane.delivered:
                 lane.advance()
             moved = moved or lane.watermark != lane.written
         return moved

@@ -68,13 +68,20 @@ class Settlement(NamedTuple):
     """How one hand-over ends.
 
     ``delay``: seconds before a nacked message comes again. ``reason``: why a rejected one
-    goes to the dead letters.
+    goes to the dead letters. ``attempt``: as far as the consumer counted, which may have
+    tried more than once during this hand-over.
     """
 
     token: Token
     action: Action
     delay: float = 0.0
     reason: str = ""
+    attempt: int = 1
+
+    @property
+    def next_attempt(self) -> int:
+        """The attempt as which a message that is given back comes again."""
+        return self.attempt + (self.action is Action.NACK)
 
 
 @final

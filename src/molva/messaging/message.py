@@ -24,13 +24,18 @@ class Message:
             retries.
         key: Messages of one key keep their order where the broker promises order per
             key. None: no order is asked for.
-        headers: Text to text, for whoever carries or routes it.
+        headers: Text to text, for whoever carries or routes it. Copied, so that nobody's
+            later change reaches a message that was sent.
     """
 
     body: bytes
     id: bytes = field(default_factory=new_id)
     key: str | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
+
+    def __post_init__(self) -> None:
+        if self.headers is not NO_HEADERS:
+            object.__setattr__(self, "headers", MappingProxyType(dict(self.headers)))
 
     def check(self) -> None:
         """Raise where a field is not what brokers can carry.

@@ -11,7 +11,7 @@ ignored shows on the day the disk is full.
 import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Final, Literal, TypeVar, cast, final
@@ -42,9 +42,9 @@ COMMON_OPTIONS: Final = ("topic", "subscription", "create")
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class BrokerURL:
-    """A parsed URL. Its repr and str never show a password.
+    """A parsed URL. Its repr and str are ``shown``, which has no password in it.
 
     Attributes:
         scheme: Chooses the driver.
@@ -65,7 +65,7 @@ class BrokerURL:
     options: Mapping[str, str]
     shown: str
     user: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "BrokerURL":
@@ -155,6 +155,10 @@ class BrokerURL:
 
     def __str__(self) -> str:
         return self.shown
+
+    def __repr__(self) -> str:
+        # Not field by field: an option may be a secret as well.
+        return f"<BrokerURL {self.shown}>"
 
 
 def with_options(url: str, **options: str) -> str:

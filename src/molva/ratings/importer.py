@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final, final
+from typing import IO, Final, cast, final
 from urllib.parse import urlencode, urlsplit
 from zlib import crc32
 
@@ -97,7 +97,7 @@ def read_rows(path: Path, columns: Columns, *, campaign: str) -> Iterator[Row]:
     with path.open("rb") as raw:
         is_gzip = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if is_gzip else raw)
         try:
             reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""))
             _check_columns(path, columns, reader.fieldnames)

@@ -204,7 +204,8 @@ def _check_json_type(name: str, value: object) -> None:
 def _add_field(fields: dict[str, Any], name: str, value: object, known: frozenset[str]) -> None:
     if name not in known:
         shown = ascii(name[:40])[1:-1]
-        detail = f"is no field here; known are {', '.join(sorted(known))}"
+        names = ", ".join(sorted(known)) or "none"
+        detail = f"is no field here; known are {names}"
         raise ProblemError(400, "invalid-field", f"{shown} {detail}", [FieldError(shown, detail)])
     if name in fields:
         errors = [FieldError(name, "is given twice; once is enough")]

@@ -66,6 +66,9 @@ class SQLiteSubscription(SQLiteSide):
         self._next_share = clock.monotonic()
         self._upkeep: asyncio.Task[None] | None = None
         self._idle = False
+        self._closed = False
+        # Set while a receive waits; resolving it makes that receive look again.
+        self._woken: asyncio.Future[None] | None = None
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
@@ -73,6 +76,8 @@ class SQLiteSubscription(SQLiteSide):
             deadline = self._clock.monotonic() + wait
             while True:
                 await self._share_lanes()
+                if self._closed:
+                    return []  # what the descriptors named may be something else by now
                 # Forget earlier wake-ups before looking: one that comes after this look
                 # is then still there when we wait.
                 self._members.drain_wake()
@@ -81,7 +86,8 @@ class SQLiteSubscription(SQLiteSide):
                 self._idle = not found
                 if found or now >= deadline:
                     return found
-                until = min(deadline, self._next_share, self._reader.next_due() or deadline)
+                due = self._reader.next_due()
+                until = min(deadline, self._next_share, deadline if due is None else due)
                 await self._wait_for_wake(max(0.0, until - now))
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
@@ -91,17 +97,22 @@ class SQLiteSubscription(SQLiteSide):
         if rejected:
             with translated():
                 await self._bury(rejected)
+        had_room = reader.room > 0
         outcomes = []
         for settlement in settlements:
             token = cast(LaneToken, settlement.token)
             if settlement.action in (Action.NACK, Action.RETURN):
                 due = self._clock.monotonic() + settlement.delay
-                counts = settlement.action is Action.NACK
-                outcomes.append(reader.give_back(token, due=due, counts=counts))
+                attempt = settlement.next_attempt
+                outcomes.append(reader.give_back(token, due=due, attempt=attempt))
+                had_room = False
             else:
                 outcomes.append(reader.settle(token))
         if reader.advance() and self._upkeep is None:
             self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
+        if not had_room:
+            # There is something for a receive that waits meanwhile.
+            self._wake()
         return outcomes
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
@@ -129,17 +140,20 @@ class SQLiteSubscription(SQLiteSide):
 
     async def close(self) -> None:
         """Write the watermarks, free the lanes, release the file."""
+        self._closed = True
+        self._wake()
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
-        try:
-            if not self._writer.broken:
-                await self._write_watermarks()
-        finally:
-            # In this order: who takes a lane over reads its watermark first.
-            self._members.close()
-            self._reads.close()
-            await self._writer.close()
+        with translated():
+            try:
+                if not self._writer.broken:
+                    await self._write_watermarks()
+            finally:
+                # In this order: who takes a lane over reads its watermark first.
+                self._members.close()
+                self._reads.close()
+                await self._writer.close()
 
     # Lanes ------------------------------------------------------------------------------
 
@@ -147,7 +161,7 @@ class SQLiteSubscription(SQLiteSide):
         """Own the lanes that are meant for this consumer, and let go of the others."""
         now = self._clock.monotonic()
         left = self._reader.left()
-        if now < self._next_share and not left:
+        if self._closed or (now < self._next_share and not left):
             return
         self._next_share = now + _SHARE_INTERVAL
         rank, number = self._members.share()
@@ -161,7 +175,10 @@ class SQLiteSubscription(SQLiteSide):
         if left:
             self._reader.advance()
             await self._write_watermarks()
-            for lane in left:
+            if self._closed:
+                return
+            # Asked anew: another receive may have come this far meanwhile.
+            for lane in self._reader.left():
                 self._reader.disown(lane)
                 self._members.free_lane(lane)
         for lane in meant - self._reader.lanes:
@@ -182,7 +199,7 @@ class SQLiteSubscription(SQLiteSide):
     def _take(self, limit: int) -> list[RawDelivery]:
         reader = self._reader
         found = []
-        for token in reader.due(self._clock.monotonic()):
+        for token in reader.due(self._clock.monotonic(), limit):
             row = self._reads.execute(self._select_one, (token.offset,)).fetchone()
             assert row is not None, "an unsettled message is never deleted"
             found.append(RawDelivery(message_of(*row[2:]), token.attempt, token))
@@ -213,20 +230,22 @@ class SQLiteSubscription(SQLiteSide):
 
     async def _wait_for_wake(self, timeout: float) -> None:
         loop = asyncio.get_running_loop()
-        woken = loop.create_future()
+        self._woken = loop.create_future()
         descriptor = self._members.wake_descriptor
-
-        def wake() -> None:
-            if not woken.done():
-                woken.set_result(None)
-
-        loop.add_reader(descriptor, wake)
-        timer = loop.call_later(timeout, wake)
+        loop.add_reader(descriptor, self._wake)
+        timer = loop.call_later(timeout, self._wake)
         try:
-            await woken
+            await self._woken
         finally:
+            self._woken = None
             timer.cancel()
-            loop.remove_reader(descriptor)
+            # Closing let go of the descriptor already, and its number may be another's.
+            if not self._closed:
+                loop.remove_reader(descriptor)
+
+    def _wake(self) -> None:
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
 
     # Writing ----------------------------------------------------------------------------
 
@@ -244,7 +263,7 @@ class SQLiteSubscription(SQLiteSide):
                 WHERE offset = ?
                 """,
                 (
-                    (self._subscription_id, s.reason, token.attempt, now_us, token.offset)
+                    (self._subscription_id, s.reason, s.attempt, now_us, token.offset)
                     for s in held
                     for token in [cast(LaneToken, s.token)]
                 ),

@@ -52,7 +52,7 @@ from molva.messaging.errors import InvalidURLError, TopicNotFoundError
 from molva.messaging.message import Message
 from molva.messaging.url import BrokerURL, one_of, positive_integer
 
-__all__ = ["OPTIONS", "open_subscription", "open_topic"]
+__all__ = ["OPTIONS", "MemorySubscription", "MemoryTopic", "open_subscription", "open_topic"]
 
 OPTIONS: Final = ("lanes", "capacity", "start", "max_open")
 
@@ -64,6 +64,7 @@ _CAPABILITIES: Final = Capabilities(
     max_body_bytes=500_000_000,
 )
 
+_START: Final = one_of("earliest", "latest")
 _DEFAULT_LANES: Final = 16
 _DEFAULT_MAX_OPEN: Final = 10_000
 
@@ -121,6 +122,10 @@ def _open_log(url: BrokerURL) -> _Log:
     url.check_options(OPTIONS)
     if url.topic is None:
         raise InvalidURLError(f"{url}: names no topic; add ?topic=ratings")
+    # Both sides share a URL, so each refuses what the other would.
+    url.option("capacity", positive_integer, None)
+    url.option("max_open", positive_integer, None)
+    url.option("start", _START, "earliest")
     lanes = url.option("lanes", positive_integer, None)
     if lanes is not None and lanes > MAX_LANES:
         raise InvalidURLError(f"memory: lanes={lanes} is refused; 1 to {MAX_LANES} is accepted")
@@ -147,9 +152,9 @@ async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "MemoryT
 
 async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "MemorySubscription":
     """Open one consumer of the subscription that the URL names."""
-    log = _open_log(url)
     if url.subscription is None:
         raise InvalidURLError(f"{url}: names no subscription; add &subscription=process")
+    log = _open_log(url)
     reading = log.readings.get(url.subscription)
     if reading is None:
         if url.create == "never":
@@ -158,7 +163,7 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
                 "create=never was asked"
             )
         start = log.last
-        if url.option("start", one_of("earliest", "latest"), "earliest") == "earliest":
+        if url.option("start", _START, "earliest") == "earliest":
             start -= len(log.rows)
         marks = {lane: Watermark(lane, start, 0) for lane in range(log.lanes)}
         reading = log.readings[url.subscription] = _Reading(marks, start)
@@ -214,6 +219,7 @@ class MemorySubscription:
         self._reader = reader
         self._clock = clock
         self._woken = asyncio.Event()
+        self._closed = False
         reading.consumers.append(self)
         self._wake_all()
 
@@ -225,6 +231,8 @@ class MemorySubscription:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
         deadline = self._clock.monotonic() + wait
         while True:
+            if self._closed:
+                return []
             self._woken.clear()
             self._share_lanes()
             found = self._take(limit)
@@ -238,24 +246,29 @@ class MemorySubscription:
         """Settle hand-overs."""
         reader = self._reader
         now_us = self._clock.now_us()
+        had_room = reader.room > 0
         outcomes = []
         for settlement in settlements:
             token = cast(LaneToken, settlement.token)
             if settlement.action in (Action.NACK, Action.RETURN):
                 due = self._clock.monotonic() + settlement.delay
-                counts = settlement.action is Action.NACK
-                outcomes.append(reader.give_back(token, due=due, counts=counts))
+                attempt = settlement.next_attempt
+                outcomes.append(reader.give_back(token, due=due, attempt=attempt))
+                had_room = False
                 continue
             if settlement.action is Action.REJECT and reader.holds(token):
                 message = self._message(token.offset)
                 self._reading.dead.append(
-                    DeadLetter(message, settlement.reason, token.attempt, now_us)
+                    DeadLetter(message, settlement.reason, settlement.attempt, now_us)
                 )
             outcomes.append(reader.settle(token))
         reader.advance()
         self._write_watermarks()
         if reader.left():
             self._share_lanes()
+        if not had_room:
+            # There is something for a receive that waits meanwhile.
+            self.wake()
         return outcomes
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
@@ -271,6 +284,8 @@ class MemorySubscription:
 
     async def close(self) -> None:
         """Give back what is held."""
+        self._closed = True
+        self.wake()
         self._reading.consumers.remove(self)
         for lane in self._reader.lanes:
             self._give_lane(lane)
@@ -311,7 +326,7 @@ class MemorySubscription:
         reader, rows = self._reader, self._log.rows
         found = [
             RawDelivery(self._message(token.offset), token.attempt, token)
-            for token in reader.due(self._clock.monotonic())
+            for token in reader.due(self._clock.monotonic(), limit)
         ]
         limit = min(limit - len(found), reader.room)
         while limit > 0 and (scan := reader.next_scan()) is not None:

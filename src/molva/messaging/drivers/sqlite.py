@@ -73,7 +73,7 @@ from molva.messaging.drivers._sqlite_subscription import SQLiteSubscription
 from molva.messaging.message import Message
 from molva.messaging.url import BrokerURL
 
-__all__ = ["OPTIONS", "open_subscription", "open_topic"]
+__all__ = ["OPTIONS", "SQLiteTopic", "open_subscription", "open_topic"]
 
 # Seconds between two looks at what can be deleted.
 _TRIM_INTERVAL: Final = 1.0

@@ -1,0 +1,160 @@
+"""The manual is true: its code blocks run, and it names everything that exists."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from _pytest.mark.structures import ParameterSet
+
+from molva.cli import exits
+from molva.cli.main import main
+from molva.messaging import errors
+from molva.messaging.drivers import memory, sqlite
+from molva.ratings.problem import TITLES
+from tests.conftest import MolvaProcess, StartMolva
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[ParameterSet]:
+    found = []
+    for page in PAGES:
+        code = [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
+        if code:
+            found.append(pytest.param(code, id=str(page.relative_to(ROOT))))
+    return found
+
+
+def manual(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code: list[str], tmp_path: Path) -> None:
+    for block in code:
+        # Each run has files of its own, wherever the manual puts them.
+        text = block.replace("sqlite:///tmp/", f"sqlite://{tmp_path}/")
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-c", text],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("code", blocks("sh"))
+def test_shell_blocks_run(code: list[str], start_molva: StartMolva, tmp_path: Path) -> None:
+    """The blocks of one page run one after the other, beside one running service."""
+    molva: MolvaProcess = start_molva()
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("MOLVA_")},
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MOLVA_DATA": str(molva.data),
+    }
+    for block in code:
+        text = block.replace("localhost:8081", f"127.0.0.1:{molva.port}")
+        text = text.replace("sqlite:///tmp/", f"sqlite://{tmp_path}/")
+        # A refusal is a failure too.
+        text = text.replace("curl ", "curl -sS --fail-with-body --retry 20 --retry-delay 1 ")
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+
+
+def commands() -> dict[str, click.Command]:
+    context = click.Context(main)
+    found: dict[str, click.Command] = {}
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            found |= {f"{name} {sub}": c for sub, c in command.commands.items()}
+        else:
+            found[name] = command
+    return found
+
+
+def test_every_command_and_option_is_in_the_manual() -> None:
+    text = manual("cli.md")
+    for name, command in commands().items():
+        assert f"molva {name}" in text or f"`{name}`" in text, name
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert any(f"`{o}`" in text for o in option.opts), f"{name} {option.opts}"
+                if option.envvar:
+                    assert f"`{option.envvar}`" in text, option.envvar
+
+
+def test_every_option_that_a_deployment_has_is_also_a_variable() -> None:
+    for name in ("up", "serve", "work"):
+        for option in commands()[name].params:
+            assert option.envvar == f"MOLVA_{str(option.name).upper()}", f"{name} {option.name}"
+
+
+def test_every_exit_code_is_in_the_manual() -> None:
+    text = manual("cli.md")
+    for name in exits.__all__:
+        code = getattr(exits, name)
+        if isinstance(code, int):
+            assert re.search(rf"^\| {code} \| ", text, re.MULTILINE), name
+
+
+def test_every_problem_is_in_the_manual() -> None:
+    text = manual("http.md")
+    for slug in TITLES:
+        assert f"`{slug}`" in text, slug
+
+
+def test_every_messaging_error_is_in_the_manual() -> None:
+    text = manual("messaging.md")
+    for name in errors.__all__:
+        assert f"`{name}`" in text, name
+        assert name in (errors.__doc__ or ""), name
+
+
+@pytest.mark.parametrize("driver", [memory, sqlite])
+def test_every_url_option_is_in_the_manual_and_in_the_drivers_header(driver: object) -> None:
+    text = manual("messaging.md")
+    for option in getattr(driver, "OPTIONS"):  # noqa: B009 - modules have no common type
+        assert f"`{option}`" in text, option
+        assert f"``{option}``" in (driver.__doc__ or ""), option
+
+
+async def test_every_metric_is_in_the_manual(start_molva: StartMolva) -> None:
+    molva = start_molva()
+    molva.request("POST", "/rate?rate=7")
+    molva.wait_counted(1)
+    _, _, body = molva.request("GET", "/metrics")
+
+    text = manual("metrics.md")
+    names = set(re.findall(r"^# TYPE (molva_\w+)", body.decode(), re.MULTILINE))
+    assert len(names) >= 12
+    for name in names:
+        assert f"`{name}" in text, name
+
+
+def test_links_inside_the_manual_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_decision_is_listed() -> None:
+    text = manual("decisions/README.md")
+    for page in (ROOT / "docs" / "decisions").glob("0*.md"):
+        assert f"({page.name})" in text, page.name
