@@ -22,12 +22,13 @@ class SQLiteHarness(TopicHarness):
         return f"sqlite://{self.path}?commit={self._commit}"
 
     async def kept(self, topic: str = "t") -> int:
-        with apsw.Connection(str(self.path)) as connection:
-            sql = "SELECT topic_id FROM topic WHERE name = ?"
-            topic_id = connection.execute(sql, (topic,)).get
-            count = connection.execute(f"SELECT count(*) FROM message_{topic_id}").get
-            assert isinstance(count, int)
-            return count
+        connection = apsw.Connection(str(self.path))
+        sql = "SELECT topic_id FROM topic WHERE name = ?"
+        topic_id = connection.execute(sql, (topic,)).get
+        count = connection.execute(f"SELECT count(*) FROM message_{topic_id}").get
+        connection.close()
+        assert isinstance(count, int)
+        return count
 
 
 class TestSQLite(TopicConformance):

@@ -385,6 +385,8 @@ def writer(folder: Path, first: int, size: int, end: int) -> "subprocess.Popen[s
 
 
 async def test_two_processes_on_one_file_share_a_dense_sequence(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass
     with writer(tmp_path, 1, 7, 2_001) as one, writer(tmp_path, 10_001, 50, 12_001) as other:
         for process in (one, other):
             await asyncio.to_thread(process.communicate)

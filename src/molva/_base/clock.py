@@ -81,6 +81,8 @@ class ManualClock:
 
     async def pass_time(self, seconds: float) -> None:
         """Move on by ``seconds``, waking each sleeper at its own moment on the way."""
+        # Whoever is about to go to sleep does so at the time before.
+        await asyncio.sleep(0)
         end = self._elapsed + seconds
         while self._sleepers and self._sleepers[0][0] <= end:
             due, _, future = heapq.heappop(self._sleepers)

@@ -154,7 +154,11 @@ def _prepare(
     connection.set_busy_timeout(round(_OPEN_TIMEOUT * 1_000))
     # Until we know that the file is ours, closing must not copy a WAL into it either.
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    # One read transaction: a file that another process makes at this moment must not be
+    # seen half before and half after.
+    connection.execute("BEGIN")
     version = _check_identity(connection, path, kind, application_id, migrations)
+    connection.execute("COMMIT")
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
     connection.pragma("journal_mode", "wal")
     connection.pragma("synchronous", "full")

@@ -116,22 +116,14 @@ class SQLiteWriter:
                         return self._transact(work)
                     except apsw.BusyError:
                         pass
-                # Shielded: a cancelled caller must not leave a thread at work on a
-                # connection that the next caller is about to use.
-                task = asyncio.ensure_future(asyncio.to_thread(self._transact_patiently, work))
-                try:
-                    return await asyncio.shield(task)
-                except asyncio.CancelledError:
-                    await asyncio.wait([task])
-                    raise
+                return await self._in_thread(work)
             except apsw.BusyError as error:
                 problem = f"another process held the file for {_BUSY_TIMEOUT:.0f} s"
                 raise BusyFileError(self._path, problem) from error
             except apsw.FullError as error:
                 raise FullFileError(self._path, "the disk is full") from error
             except apsw.IOError as error:
-                self._broken = error
-                self._connection.close(True)
+                self._give_up(error)
                 raise BrokenFileError(
                     self._path, f"was given up after an I/O error ({error})"
                 ) from error
@@ -140,6 +132,32 @@ class SQLiteWriter:
         """Close the connection, behind whatever is being written."""
         async with self._lock:
             self._connection.close()
+
+    async def _in_thread(self, work: Callable[[apsw.Connection], T]) -> T:
+        """Run ``work`` in a thread, to its end, whatever is cancelled meanwhile.
+
+        A cancelled caller must not leave a thread at work on a connection that the next
+        caller is about to use, nor lose the error by which it ended.
+        """
+        task = asyncio.ensure_future(asyncio.to_thread(self._transact_patiently, work))
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is None:
+            return task.result()
+        failed = task.exception()
+        if isinstance(failed, apsw.IOError):
+            self._give_up(failed)
+        raise cancelled
+
+    def _give_up(self, error: apsw.IOError) -> None:
+        self._broken = error
+        # The last connection to close copies the WAL into the file otherwise.
+        self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self._connection.close(True)
 
     def _transact(self, work: Callable[[apsw.Connection], T]) -> T:
         with transaction(self._connection):

@@ -72,7 +72,7 @@ def put(
         catalog = await deployment.open_catalog()
         try:
             old = await catalog.campaign(name) or Campaign(name=name)
-            minimum, maximum = _scale(scale) if scale else (old.minimum, old.maximum)
+            minimum, maximum = _scale(scale) if scale is not None else (old.minimum, old.maximum)
             new = Campaign(
                 name=name,
                 question=question or old.question,

@@ -69,16 +69,20 @@ class Batcher(Generic[T, R]):
         """How many items wait for a call to take them."""
         return len(self._items)
 
-    async def submit(self, item: T) -> R:
-        """Hand over one item; return its result or raise its exception.
+    def submit(self, item: T) -> "asyncio.Future[R]":
+        """Hand over one item; return the future of its result.
 
-        Cancelling stops the waiting, not the item: it may be in a call already.
+        Cancelling the future stops the waiting, not the item: it may be in a call already.
         """
         future: asyncio.Future[R] = self._loop.create_future()
         self._items.append(item)
         self._waiters.append(future)
-        self._wake()
-        return await future
+        idle = self._idle
+        if idle is not None and not idle.done():
+            idle.set_result(None)
+        elif self._task is None:
+            self._wake()
+        return future
 
     async def submit_many(self, items: Sequence[T]) -> list[R | BaseException]:
         """Hand over many items; return a result or an exception for each, in order."""

@@ -1,7 +1,6 @@
 """A message: what travels. Immutable, bytes inside, with an id of its own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, final
 
@@ -13,9 +12,8 @@ NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @final
-@dataclass(frozen=True, slots=True)
 class Message:
-    """What travels from a sender to the consumers.
+    """What travels from a sender to the consumers. Immutable: its attributes are final.
 
     Attributes:
         body: Any bytes; never looked into.
@@ -24,18 +22,27 @@ class Message:
             retries.
         key: Messages of one key keep their order where the broker promises order per
             key. None: no order is asked for.
-        headers: Text to text, for whoever carries or routes it. Copied, so that nobody's
-            later change reaches a message that was sent.
+        headers: Text to text, for whoever carries or routes it. Copied, so that no later
+            change of the sender's or a consumer's reaches anybody else.
     """
 
-    body: bytes
-    id: bytes = field(default_factory=new_id)
-    key: str | None = None
-    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
+    # Not a frozen dataclass: one is made for every message, and setting its attributes
+    # through object.__setattr__ takes three times as long. mypy refuses an assignment.
+    __slots__ = ("body", "headers", "id", "key")
 
-    def __post_init__(self) -> None:
-        if self.headers is not NO_HEADERS:
-            object.__setattr__(self, "headers", MappingProxyType(dict(self.headers)))
+    def __init__(
+        self,
+        body: bytes,
+        id: bytes | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
+        self.body: Final = body
+        self.id: Final = new_id() if id is None else id
+        self.key: Final = key
+        self.headers: Final = (
+            headers if headers is NO_HEADERS else MappingProxyType(dict(headers))
+        )
 
     def check(self) -> None:
         """Raise where a field is not what brokers can carry.
@@ -54,6 +61,25 @@ class Message:
             for name, value in self.headers.items():
                 _check_text("header name", name)
                 _check_text(f"header {name!r}", value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        return (self.body, self.id, self.key, dict(self.headers)) == (
+            other.body,
+            other.id,
+            other.key,
+            dict(other.headers),
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return (
+            f"Message({self.body!r}, id={self.id!r}, key={self.key!r}, "
+            f"headers={dict(self.headers)!r})"
+        )
 
     def __str__(self) -> str:
         return f"message {format_id(self.id)} of {len(self.body):,} bytes"

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Final, cast, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
@@ -142,6 +142,7 @@ class Subscription:
             raise
         except Exception as error:
             raise UnavailableError(f"{self._shown_url}: {error}") from error
+        self._check_open()  # closed while we waited
         return [Delivery(message, attempt, token, self) for message, attempt, token in raw]
 
     async def settle(
@@ -164,19 +165,25 @@ class Subscription:
             UnavailableError: The broker cannot be told; all of them may come again.
         """
         self._check_open()
-        fresh = [(delivery, action) for delivery, action in settlements if not delivery.settled]
+        fresh = []
+        for delivery, action in settlements:
+            if not delivery.settled:
+                # Marked before the driver is told: the first wins, also of two at once.
+                delivery.settled = True
+                fresh.append((delivery, action))
         if not fresh:
             return
         items = [self._settlement(delivery, action, delay, reason) for delivery, action in fresh]
         try:
             outcomes = await self._driver.settle_batch(items)
-        except MessagingError:
-            raise
-        except Exception as error:
+        except BaseException as error:
+            for delivery, _ in fresh:
+                delivery.settled = False
+            if isinstance(error, MessagingError) or not isinstance(error, Exception):
+                raise
             raise UnavailableError(f"{self._shown_url}: {error}") from error
         lost = None
         for (delivery, _), outcome in zip(fresh, outcomes, strict=True):
-            delivery.settled = True
             if outcome is Outcome.LEASE_LOST and lost is None:
                 lost = delivery
         if lost is not None:
@@ -201,7 +208,8 @@ class Subscription:
         A delivery is acknowledged when its handler returns, unless the handler settled
         it. If the handler raises, the message is tried again with growing delays, and
         becomes a dead letter after the subscription's last attempt. Messages of one key
-        run one after the other, in order, also across such retries.
+        run one after the other, in order, also across such retries, which hold up no
+        other key. Cancelling cancels the handlers too, and gives their messages back.
 
         Args:
             handler: Called with each delivery.
@@ -214,10 +222,12 @@ class Subscription:
             raise ValueError(f"concurrency={concurrency} is refused; at least 1 is accepted")
         runner = _Runner(self, handler, concurrency)
         try:
-            while not self._stopping.is_set():
-                room = await runner.room()
+            while room := await runner.room():
                 for delivery in await self._receive_or_stop(room):
                     runner.start(delivery)
+        except asyncio.CancelledError:
+            runner.cancel()
+            raise
         finally:
             await runner.finish()
 
@@ -263,7 +273,7 @@ class Subscription:
         if action is Action.NACK and delivery.attempt >= self._max_attempts:
             action = Action.REJECT
             reason = reason or f"given back at attempt {delivery.attempt}, the last one"
-        return Settlement(delivery.token, action, delay, reason)
+        return Settlement(delivery.token, action, delay, reason, delivery.attempt)
 
     async def _receive_or_stop(self, limit: int) -> list[Delivery]:
         """Receive, but return nothing as soon as somebody stops us."""
@@ -274,19 +284,29 @@ class Subscription:
             if not receiving.done():
                 receiving.cancel()
                 await asyncio.wait((receiving,))
-            if receiving.cancelled():
-                return []
-            return receiving.result()
+        except asyncio.CancelledError:
+            # It may have received in the very moment in which we were cancelled.
+            if not receiving.cancel() and not receiving.cancelled() and not receiving.exception():
+                await self._give_back(receiving.result())
+            raise
         finally:
-            receiving.cancel()
             stopping.cancel()
+        if receiving.cancelled() or (self._closed and receiving.exception()):
+            return []
+        return receiving.result()
 
-    async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
-        if deliveries and not self._closed:
+    async def _give_back(self, deliveries: Iterable[Delivery], *, delay: float = 0.0) -> None:
+        """Let deliveries come again that nobody worked on."""
+        if self._closed:
+            return
+        returned = [
+            Settlement(d.token, Action.RETURN, delay, attempt=d.attempt)
+            for d in deliveries
+            if not d.settled
+        ]
+        if returned:
             with contextlib.suppress(MessagingError):
-                await self._driver.settle_batch(
-                    [Settlement(d.token, Action.RETURN) for d in deliveries if not d.settled]
-                )
+                await self._driver.settle_batch(returned)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -312,13 +332,19 @@ class _Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._held = 0
         self._freed = asyncio.Event()
+        # Set when no further handler may begin.
+        self._ending = asyncio.Event()
 
     async def room(self) -> int:
-        """Return how many more deliveries may be started; wait until it is at least one."""
-        while self._held >= self._most:
+        """Return how many more deliveries may be started; wait until it is at least one.
+
+        Zero once the subscription was stopped.
+        """
+        stopping = self._subscription._stopping
+        while self._held >= self._most and not stopping.is_set():
             self._freed.clear()
-            await self._freed.wait()
-        return self._most - self._held
+            await _first_of(self._freed.wait(), stopping.wait())
+        return 0 if stopping.is_set() else self._most - self._held
 
     def start(self, delivery: Delivery) -> None:
         """Run the handler for a delivery, behind those of its key."""
@@ -330,73 +356,93 @@ class _Runner:
         if waiting is not None:
             waiting.append(delivery)
             return
-        self._lines[line] = deque([delivery])
-        task = asyncio.get_running_loop().create_task(self._work_off(line))
+        waiting = self._lines[line] = deque([delivery])
+        task = asyncio.get_running_loop().create_task(self._work_off(line, waiting))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def finish(self) -> None:
-        """Let the handlers under way end; what waits behind them is given back."""
-        for waiting in self._lines.values():
-            behind = list(waiting)[1:]
-            for delivery in behind:
-                waiting.remove(delivery)
-            await self._subscription._give_back(behind)
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+    def cancel(self) -> None:
+        """Cancel the handlers under way."""
+        for task in self._tasks:
+            task.cancel()
 
-    async def _work_off(self, line: object) -> None:
-        waiting = self._lines[line]
+    async def finish(self) -> None:
+        """Let the handlers under way end; what waits for its turn is given back."""
+        self._ending.set()
+        if self._tasks:
+            try:
+                await asyncio.wait(self._tasks)
+            except asyncio.CancelledError:
+                self.cancel()
+                await asyncio.wait(self._tasks)
+                raise
+
+    async def _work_off(self, line: object, waiting: deque[Delivery]) -> None:
         try:
             while waiting:
                 async with self._slots:
-                    await self._handle(waiting[0])
-                waiting.popleft()
-                self._held -= 1
-                self._freed.set()
+                    if self._ending.is_set():
+                        return
+                    delay = await self._handle(waiting[0])
+                if delay is None:
+                    waiting.popleft()
+                    self._held -= 1
+                    self._freed.set()
+                else:
+                    # The message stays with us, since its key must wait for it; its slot
+                    # is free meanwhile, since the others need not.
+                    clock = self._subscription._clock
+                    await _first_of(clock.sleep(delay), self._ending.wait())
         finally:
             del self._lines[line]
+            self._held -= len(waiting)
+            self._freed.set()
+            await self._subscription._give_back(waiting)
 
-    async def _handle(self, delivery: Delivery) -> None:
-        subscription = self._subscription
+    async def _handle(self, delivery: Delivery) -> float | None:
+        """Run the handler once; return the seconds until it is to run again, if it is."""
         try:
-            while True:
-                try:
-                    await self._handler(delivery)
-                except Exception as error:  # noqa: BLE001 - the handler's, whatever it is
-                    if not await self._retry(delivery, error):
-                        return
-                else:
-                    await delivery.ack()
-                    return
+            try:
+                await self._handler(delivery)
+            except Exception as error:  # noqa: BLE001 - the handler's, whatever it is
+                return await self._fail(delivery, error)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and not task.cancelling():
+                    # The handler's own doing, which counts: it may do so every time.
+                    await delivery.nack()
+                raise
+            await delivery.ack()
         except LeaseLostError as error:
             _logger.warning("%s", error)
         except MessagingError as error:
             _logger.warning("%r could not be settled and will come again: %s", delivery, error)
-        except asyncio.CancelledError:
-            await subscription._give_back([delivery])
-            raise
+            subscription = self._subscription
+            delay = subscription.retry_delay(delivery.attempt)
+            await subscription._give_back([delivery], delay=delay)
+        return None
 
-    async def _retry(self, delivery: Delivery, error: Exception) -> bool:
-        """Decide about a failed handler; return whether it is to run again now.
-
-        The message stays with us meanwhile: its key must wait for it, and a topic's
-        consumer owns its lanes for as long as it lives.
-        """
+    async def _fail(self, delivery: Delivery, error: Exception) -> float | None:
+        """Decide about a failed handler; return the seconds until it is to run again."""
         if delivery.settled:
             _logger.warning("the handler settled %r, then raised %r", delivery, error)
-            return False
+            return None
         subscription = self._subscription
         if delivery.attempt >= subscription._max_attempts:
             _logger.error("%r failed for the last time: %r", delivery, error)
             await delivery.reject(f"{type(error).__name__}: {error}")
-            return False
+            return None
         delay = subscription.retry_delay(delivery.attempt)
         _logger.warning("%r failed, next try in %.1f s: %r", delivery, delay, error)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(subscription._stopping.wait(), delay)
-            await subscription._give_back([delivery])
-            delivery.settled = True
-            return False
         delivery.attempt += 1
-        return True
+        return delay
+
+
+async def _first_of(*waits: Coroutine[object, object, object]) -> None:
+    """Wait until the first of several waits is over; give up the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, cast, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
+from molva._base.ids import ID_BYTES
 from molva.messaging._batching import Batcher
 from molva.messaging.driver import Capabilities, Outcome, TopicDriver, TopicStat
 from molva.messaging.errors import (
@@ -177,7 +178,16 @@ class Topic:
     def _check(self, message: Message, *, queueing: bool = True) -> None:
         if self._closed:
             raise ClosedError(f"{self._shown_url}: the topic was closed")
-        message.check()
+        key = message.key
+        if (
+            type(message.body) is not bytes
+            or type(message.id) is not bytes
+            or len(message.id) != ID_BYTES
+            or (key is not None and not (type(key) is str and key.isascii()))
+            or message.headers
+        ):
+            # Not plainly right; the long way round says what is wrong, if anything is.
+            message.check()
         if len(message.body) > self._max_body_bytes:
             raise MessageTooLargeError(len(message.body), self._max_body_bytes)
         if queueing and self._batcher.waiting >= _MAX_WAITING:

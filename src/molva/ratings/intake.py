@@ -46,12 +46,14 @@ from molva.ratings.rating import (
     rate_from_text,
 )
 from molva.ratings.request import (
+    RATE_FIELDS,
     TOTAL_FIELDS,
     ProblemError,
     Receive,
     Scope,
     query_fields,
-    read_fields,
+    read_body,
+    read_head,
 )
 
 __all__ = ["LATENCY_BUCKETS", "Intake", "IntakeCounters"]
@@ -190,9 +192,12 @@ class Intake:
             return self._other_method(scope, b"POST, OPTIONS")
         if self._stopping:
             raise _unavailable("stopping", "this process is stopping; send it again", 1)
-        fields, id_text = await read_fields(scope, receive)
+        fields, id_text, has_body = read_head(scope, RATE_FIELDS)
+        if has_body:
+            await read_body(scope, receive, fields)
+        name = fields.get("campaign", DEFAULT_CAMPAIGN)
+        campaign = self._campaigns.known(name) or await self._campaigns.find(name)
         try:
-            campaign = await self._campaigns.find(fields.get("campaign", DEFAULT_CAMPAIGN))
             rating = _rating(fields, campaign, self._clock.now_us())
             own_id = _own_id(fields.get("id"), id_text, campaign.name)
         except RefusedError as error:
@@ -304,17 +309,17 @@ class _Campaigns:
         self._revision: object = None
         self._next_look = 0.0
 
+    def known(self, name: str) -> Campaign | None:
+        """Return the campaign as it was a moment ago; None where that has to be looked up."""
+        return self._known.get(name) if self._clock.monotonic() < self._next_look else None
+
     async def find(self, name: str) -> Campaign:
-        """Return the campaign.
+        """Look the campaign up.
 
         Raises:
             ProblemError: There is none of this name, or the catalog cannot be read.
         """
         now = self._clock.monotonic()
-        if now < self._next_look:
-            campaign = self._known.get(name)
-            if campaign is not None:
-                return campaign
         try:
             revision = self._catalog.revision()
             if revision != self._revision:

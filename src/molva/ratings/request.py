@@ -20,7 +20,8 @@ __all__ = [
     "Receive",
     "Scope",
     "query_fields",
-    "read_fields",
+    "read_body",
+    "read_head",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -58,18 +59,13 @@ class ProblemError(Exception):
         self.headers = tuple(headers)
 
 
-async def read_fields(scope: Scope, receive: Receive) -> tuple[dict[str, Any], str | None]:
-    """Return the fields of a rating, and the id in Idempotency-Key, if any.
-
-    The values of a query and a form are text; those of JSON are text, but for the rate.
-    """
-    id_text = content_type = None
+def read_head(scope: Scope, known: frozenset[str]) -> tuple[dict[str, Any], str | None, bool]:
+    """Return the query's fields, the id in Idempotency-Key, and whether a body follows."""
+    id_text = None
     length = 0
     for name, value in scope["headers"]:
         if name == b"content-length":
             length = int(value) if value.isdigit() and len(value) < 19 else -1
-        elif name == b"content-type":
-            content_type = value
         elif name == b"idempotency-key":
             id_text = _header_text(value)
         elif name == b"transfer-encoding":
@@ -77,20 +73,23 @@ async def read_fields(scope: Scope, receive: Receive) -> tuple[dict[str, Any], s
         elif name == b"content-encoding" and value != b"identity":
             detail = f"a body encoded as {value[:40]!r} is not accepted; send it as it is"
             raise ProblemError(415, "unsupported-media-type", detail)
-    query = scope["query_string"]
-    fields = query_fields(query, RATE_FIELDS) if query else {}
-    if length == 0:
-        return fields, id_text
     if length > _MAX_BODY_BYTES:
         raise _too_large()
+    query = scope["query_string"]
+    return (query_fields(query, known) if query else {}), id_text, length != 0
+
+
+async def read_body(scope: Scope, receive: Receive, fields: dict[str, Any]) -> None:
+    """Add the fields of the body, text in a form, text or numbers in JSON."""
     body = await _read_body(receive)
-    if body:
-        for name, value in _body_fields(body, content_type).items():
-            if name in fields:
-                errors = [FieldError(name, "is given in the query and in the body; once is enough")]
-                raise ProblemError(400, "invalid-field", f"{name} is given twice", errors)
-            fields[name] = value
-    return fields, id_text
+    if not body:
+        return
+    content_type = next((v for name, v in scope["headers"] if name == b"content-type"), None)
+    for name, value in _body_fields(body, content_type).items():
+        if name in fields:
+            errors = [FieldError(name, "is given in the query and in the body; once is enough")]
+            raise ProblemError(400, "invalid-field", f"{name} is given twice", errors)
+        fields[name] = value
 
 
 async def _read_body(receive: Receive) -> bytes:
@@ -137,28 +136,32 @@ def _body_fields(body: bytes, content_type: bytes | None) -> dict[str, Any]:
 def query_fields(query: bytes, known: frozenset[str]) -> dict[str, Any]:
     """Return the fields of a query string or a form."""
     fields: dict[str, Any] = {}
-    if not query:
-        return fields
     if len(query) > _MAX_QUERY_BYTES:
         raise _too_large()
-    plain = b"%" not in query and b"+" not in query
-    for pair in query.split(b"&"):
-        if not pair:
-            continue
-        name, _, value = pair.partition(b"=")
-        if not plain:
-            name = unquote_to_bytes(name.replace(b"+", b" "))
-            value = unquote_to_bytes(value.replace(b"+", b" "))
-        try:
-            field_name, text = name.decode(), value.decode()
-        except UnicodeDecodeError:
-            shown = name.decode("ascii", "backslashreplace")[:40]
-            errors = [FieldError(shown, "is no valid UTF-8")]
-            raise ProblemError(400, "invalid-field", f"{shown}: is no valid UTF-8", errors) from (
-                None
-            )
-        _add_field(fields, field_name, text, known)
+    if query.isascii() and b"%" not in query and b"+" not in query:
+        # As most are: nothing is encoded.
+        for pair in query.decode("ascii").split("&"):
+            name, _, value = pair.partition("=")
+            if name in known and name not in fields:
+                fields[name] = value
+            elif pair:
+                _add_field(fields, name, value, known)
+        return fields
+    for raw_pair in query.split(b"&"):
+        if raw_pair:
+            raw_name, _, raw_value = raw_pair.partition(b"=")
+            name, value = _decoded(raw_name, raw_name), _decoded(raw_value, raw_name)
+            _add_field(fields, name, value, known)
     return fields
+
+
+def _decoded(raw: bytes, name: bytes) -> str:
+    try:
+        return unquote_to_bytes(raw.replace(b"+", b" ")).decode()
+    except UnicodeDecodeError:
+        shown = name.decode("ascii", "backslashreplace")[:40]
+        errors = [FieldError(shown, "is no valid UTF-8")]
+        raise ProblemError(400, "invalid-field", f"{shown}: is no valid UTF-8", errors) from None
 
 
 def _json_fields(body: bytes) -> dict[str, Any]:

@@ -96,6 +96,13 @@ _MESSAGE_TABLE: Final = """
     ) STRICT
 """
 
+# Up to where every subscription of a topic is done. Without one nothing is: the log waits
+# for its first reader.
+_DONE: Final = """
+    SELECT coalesce(min(w.offset), 0)
+    FROM subscription s JOIN watermark w USING (subscription_id) WHERE s.topic_id = ?
+"""
+
 _DEFAULT_LANES: Final = 16
 _DEFAULT_MAX_OPEN: Final = 10_000
 
@@ -264,6 +271,8 @@ class SQLiteSide:
         # Reads need no lock, but a connection of their own: the writer's may be inside a
         # transaction, in a thread that waits for another process.
         self._reads = reads
+        # Only the writer copies the WAL when it closes, and a broken one does not.
+        reads.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._topic_id = topic_id
         self._lanes = lanes
         self._table = f"message_{topic_id}"
@@ -300,21 +309,17 @@ class SQLiteSide:
         return TopicStat(last, found)
 
     def _trim(self, connection: apsw.Connection, upto: int) -> None:
-        connection.execute(f"DELETE FROM {self._table} WHERE offset <= ?", (upto,))
+        # Looked up again, in this very transaction: a subscription that was made since the
+        # caller looked begins with the oldest message there was.
+        connection.execute(
+            f"DELETE FROM {self._table} WHERE offset <= min(?, ({_DONE}))",
+            (upto, self._topic_id),
+        )
 
     def _trimmable(self, connection: apsw.Connection) -> tuple[int, int]:
         """Return (first offset kept, offset up to which every subscription is done)."""
         first = one(connection, f"SELECT coalesce(min(offset), 0) FROM {self._table}", ())
-        # Without a subscription nothing is done: the log waits for its first reader.
-        done = one(
-            connection,
-            """
-            SELECT coalesce(min(w.offset), 0)
-            FROM subscription s JOIN watermark w USING (subscription_id) WHERE s.topic_id = ?
-            """,
-            (self._topic_id,),
-        )
-        return first, done
+        return first, one(connection, _DONE, (self._topic_id,))
 
 
 @contextlib.contextmanager
@@ -328,6 +333,8 @@ def translated() -> Iterator[None]:
         raise UnavailableError(str(error)) from error
     except apsw.Error as error:
         raise UnavailableError(f"the queue file cannot be read ({error})") from error
+    except OSError as error:
+        raise UnavailableError(f"the queue's folder cannot be used ({error})") from error
 
 
 @contextlib.contextmanager

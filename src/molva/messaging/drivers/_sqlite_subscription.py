@@ -67,8 +67,8 @@ class SQLiteSubscription(SQLiteSide):
         self._upkeep: asyncio.Task[None] | None = None
         self._idle = False
         self._closed = False
-        # Set while a receive waits; resolving it makes that receive look again.
-        self._woken: asyncio.Future[None] | None = None
+        # Set to make every receive that waits look again.
+        self._woken = asyncio.Event()
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
@@ -80,6 +80,7 @@ class SQLiteSubscription(SQLiteSide):
                     return []  # what the descriptors named may be something else by now
                 # Forget earlier wake-ups before looking: one that comes after this look
                 # is then still there when we wait.
+                self._woken.clear()
                 self._members.drain_wake()
                 found = self._take(limit)
                 now = self._clock.monotonic()
@@ -112,7 +113,7 @@ class SQLiteSubscription(SQLiteSide):
             self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
         if not had_room:
             # There is something for a receive that waits meanwhile.
-            self._wake()
+            self._woken.set()
         return outcomes
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
@@ -141,7 +142,8 @@ class SQLiteSubscription(SQLiteSide):
     async def close(self) -> None:
         """Write the watermarks, free the lanes, release the file."""
         self._closed = True
-        self._wake()
+        self._woken.set()
+        asyncio.get_running_loop().remove_reader(self._members.wake_descriptor)
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
@@ -230,22 +232,16 @@ class SQLiteSubscription(SQLiteSide):
 
     async def _wait_for_wake(self, timeout: float) -> None:
         loop = asyncio.get_running_loop()
-        self._woken = loop.create_future()
         descriptor = self._members.wake_descriptor
-        loop.add_reader(descriptor, self._wake)
-        timer = loop.call_later(timeout, self._wake)
+        loop.add_reader(descriptor, self._woken.set)
+        timer = loop.call_later(timeout, self._woken.set)
         try:
-            await self._woken
+            await self._woken.wait()
         finally:
-            self._woken = None
             timer.cancel()
             # Closing let go of the descriptor already, and its number may be another's.
             if not self._closed:
                 loop.remove_reader(descriptor)
-
-    def _wake(self) -> None:
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
 
     # Writing ----------------------------------------------------------------------------
 

@@ -78,6 +78,10 @@ __all__ = ["OPTIONS", "SQLiteTopic", "open_subscription", "open_topic"]
 # Seconds between two looks at what can be deleted.
 _TRIM_INTERVAL: Final = 1.0
 
+_TAKE_OFFSETS: Final = """
+    UPDATE topic SET last_offset = last_offset + ? WHERE topic_id = ? RETURNING last_offset
+"""
+
 
 async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteTopic":
     """Open the sending side of the topic that the URL names."""
@@ -165,20 +169,20 @@ class SQLiteTopic(SQLiteSide):
 
     def _store(self, connection: apsw.Connection, messages: Sequence[Message]) -> int:
         """Insert as many messages as there is room for; return how many."""
-        last = one(
-            connection, "SELECT last_offset FROM topic WHERE topic_id = ?", (self._topic_id,)
-        )
+        last = self._take_offsets(connection, len(messages))
         if self.capacity is not None:
             room = self._room(connection, last, len(messages))
-            messages = messages[:room]
+            if room < len(messages):
+                self._take_offsets(connection, room - len(messages))
+                messages = messages[:room]
         if messages:
             connection.executemany(self._insert, self._rows(last, messages))
-            connection.execute(
-                "UPDATE topic SET last_offset = ? WHERE topic_id = ?",
-                (last + len(messages), self._topic_id),
-            )
         self._trim_some(connection, len(messages))
         return len(messages)
+
+    def _take_offsets(self, connection: apsw.Connection, number: int) -> int:
+        """Reserve so many offsets (or give some back); return the last one before them."""
+        return one(connection, _TAKE_OFFSETS, (number, self._topic_id)) - number
 
     def _rows(
         self, last: int, messages: Sequence[Message]

@@ -1,0 +1,231 @@
+"""The worker: applies before it acknowledges, keeps bad messages aside, waits for a ledger."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from molva._base.clock import SYSTEM_CLOCK
+from molva.messaging import Message, Subscription, Topic, open_subscription, open_topic
+from molva.ratings import worker as worker_module
+from molva.ratings.campaign import Campaign
+from molva.ratings.catalog import Catalog, open_catalog
+from molva.ratings.ledger import Ledger, LedgerBrokenError, LedgerUnavailableError, open_ledger
+from molva.ratings.ledger.protocol import Outcome
+from molva.ratings.rating import Rating, Submission, encode_entry
+from molva.ratings.worker import Worker
+
+
+class Bench:
+    """A worker between a memory broker and a ledger in a file."""
+
+    def __init__(
+        self, url: str, topic: Topic, subscription: Subscription, ledger: Ledger, catalog: Catalog
+    ) -> None:
+        self.url = url
+        self.topic = topic
+        self.subscription = subscription
+        self.ledger = ledger
+        self.catalog = catalog
+        self.worker = Worker(
+            subscription=subscription, ledger=ledger, catalog=catalog, clock=SYSTEM_CLOCK
+        )
+        self.running = asyncio.ensure_future(self.worker.run())
+
+    async def send(self, *rates: int, campaign: str = "default", id_: bytes | None = None) -> None:
+        await self.topic.send_many(
+            Message(encode_entry(Rating(campaign, 1, rate)), id_) for rate in rates
+        )
+
+    async def settled(self, seconds: float = 10.0) -> None:
+        async with asyncio.timeout(seconds):
+            while True:
+                stat = await self.subscription.stat()
+                if stat is not None and stat.pending == 0:
+                    return
+                await asyncio.sleep(0.005)
+
+    async def count(self) -> int:
+        total = await self.ledger.total("default", n=10)
+        return 0 if total is None else total.count
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    url = f"memory://{uuid4().hex}?topic=ratings"
+    topic = await open_topic(url)
+    subscription = await open_subscription(f"{url}&subscription=process")
+    ledger = await open_ledger(f"sqlite://{tmp_path}/ledger.db")
+    catalog = await open_catalog(f"sqlite://{tmp_path}/catalog.db")
+    bench = Bench(url, topic, subscription, ledger, catalog)
+    yield bench
+    bench.worker.stop()
+    await asyncio.wait((bench.running,))
+    await subscription.close()
+    await topic.close()
+    await ledger.close()
+    await catalog.close()
+
+
+async def test_ratings_are_counted_and_acknowledged(bench: Bench) -> None:
+    await bench.send(*range(11))
+    await bench.settled()
+
+    total = await bench.ledger.total("default", n=5)
+    assert total is not None
+    assert (total.count, total.average) == (11, 8.0)
+
+
+async def test_a_rating_that_comes_twice_counts_once(bench: Bench) -> None:
+    id_ = bytes(range(16))
+    await bench.send(7, id_=id_)
+    await bench.send(7, id_=id_)
+    await bench.settled()
+
+    assert await bench.count() == 1
+    assert bench.worker.counters.outcomes == {"applied": 1, "duplicate": 1}
+
+
+async def test_what_cannot_count_is_kept_aside_with_its_reason(bench: Bench) -> None:
+    id_ = bytes(range(16))
+    await bench.topic.send_many([Message(b"{"), Message(b'{"kind":"rating/2"}'), Message(b"\xff")])
+    await bench.send(1, campaign="nope")
+    await bench.send(11)
+    await bench.send(7, id_=id_)
+    await bench.send(8, id_=id_)
+    await bench.send(9)
+    await bench.settled()
+
+    reasons = [dead.reason for dead in await bench.subscription.dead_letters()]
+    assert len(reasons) == 6
+    assert any("unknown campaign 'nope'" in reason for reason in reasons)
+    assert any("integer from 0 to 10" in reason for reason in reasons)
+    assert any("id was used for another rating" in reason for reason in reasons)
+    total = await bench.ledger.total("default", n=10)
+    assert total is not None
+    assert total.distribution == {7: 1, 9: 1}
+
+
+async def test_a_flood_of_bad_messages_is_one_line_a_batch(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    await bench.topic.send_many([Message(b"x")] * 500)
+    await bench.settled()
+
+    assert len(caplog.records) <= 3
+
+
+async def test_a_campaign_that_was_added_meanwhile_is_known(bench: Bench) -> None:
+    await bench.send(1)
+    await bench.settled()
+    await bench.catalog.put_campaign(Campaign(name="fresh", minimum=1, maximum=5))
+
+    await bench.send(5, campaign="fresh")
+    await bench.settled()
+
+    assert await bench.subscription.dead_letters() == []
+    assert await bench.ledger.total("fresh", n=1) is not None
+
+
+async def test_a_ledger_that_takes_nothing_is_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_FIRST_PAUSE", 0.01)
+    apply = bench.ledger.apply
+    failures = 3
+
+    async def fail_first(
+        batch: Sequence[Submission], *, applied_at_us: int
+    ) -> list[Outcome | Exception]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise LedgerUnavailableError("busy")
+        return await apply(batch, applied_at_us=applied_at_us)
+
+    monkeypatch.setattr(bench.ledger, "apply", fail_first)
+
+    await bench.send(7)
+    await bench.settled()
+
+    assert failures == 0
+    assert await bench.count() == 1
+
+
+async def test_nothing_is_acknowledged_before_the_ledger_has_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> list[Outcome | Exception]:
+        entered.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(bench.ledger, "apply", hang)
+    await bench.send(7)
+    await entered.wait()
+
+    stat = await bench.subscription.stat()
+
+    assert stat is not None
+    assert stat.pending == 1
+    bench.running.cancel()
+
+
+async def test_a_broken_ledger_ends_the_worker_and_another_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> list[Outcome | Exception]:
+        raise LedgerBrokenError("I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.ledger, "apply", fail)
+        await bench.send(7)
+        with pytest.raises(LedgerBrokenError):
+            await bench.running
+    await bench.subscription.close()
+    bench.subscription = await open_subscription(f"{bench.url}&subscription=process")
+    bench.worker = Worker(
+        subscription=bench.subscription,
+        ledger=bench.ledger,
+        catalog=bench.catalog,
+        clock=SYSTEM_CLOCK,
+    )
+    bench.running = asyncio.ensure_future(bench.worker.run())
+    await bench.settled()
+
+    assert await bench.count() == 1
+    await bench.subscription.close()
+
+
+async def test_one_submission_that_the_ledger_cannot_take_stops_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = bench.ledger.apply
+
+    async def fail_one(
+        batch: Sequence[Submission], *, applied_at_us: int
+    ) -> list[Outcome | Exception]:
+        outcomes = await apply(batch[1:], applied_at_us=applied_at_us)
+        return [ValueError("poison"), *outcomes]
+
+    monkeypatch.setattr(bench.ledger, "apply", fail_one)
+
+    await bench.send(1, 2, 3)
+    await bench.settled()
+
+    [dead] = await bench.subscription.dead_letters()
+    assert "poison" in dead.reason
+    assert await bench.count() == 2
+
+
+async def test_stop_ends_an_idle_worker_at_once(bench: Bench) -> None:
+    await asyncio.sleep(0.02)
+
+    bench.worker.stop()
+
+    async with asyncio.timeout(1.0):
+        await bench.running
