@@ -13,6 +13,7 @@ import asyncio
 import random
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import apsw
@@ -101,7 +102,7 @@ if __name__ == "__main__":
     if command == "lock":
         lock(*arguments)
     else:
-        programs = {
+        programs: dict[str, Callable[..., Coroutine[object, object, None]]] = {
             "publish": publish,
             "send": send,
             "consume": consume,

@@ -70,10 +70,10 @@ class TopicHarness(ABC):
         """Return how many messages of a topic are stored, settled or not."""
 
     def url(self, topic: str = "t", subscription: str | None = None, **options: object) -> str:
-        texts = {name: str(value) for name, value in options.items()}
+        named = {"topic": topic, **options}
         if subscription is not None:
-            texts["subscription"] = subscription
-        return with_options(self.base_url(), topic=topic, **texts)
+            named["subscription"] = subscription
+        return with_options(self.base_url(), **{name: str(named[name]) for name in named})
 
     def use_manual_clock(self) -> ManualClock:
         """Let time stand still for whatever is opened from now on."""
@@ -81,7 +81,7 @@ class TopicHarness(ABC):
         return clock
 
     async def topic(self, topic: str = "t", **options: object) -> Topic:
-        opened = await open_topic(self.url(topic, **options), clock=self.clock)
+        opened = await open_topic(self.url(topic, None, **options), clock=self.clock)
         self._opened.append(opened)
         return opened
 

@@ -104,17 +104,19 @@ def _url(path: Path, **options: object) -> str:
 async def test_a_killed_publisher_has_stored_all_that_was_confirmed(
     path: Path, start: Start
 ) -> None:
-    for _ in range(3):
+    confirmed: set[str] = set()
+    for killed in (1, 2, 3):
         publisher = await start("publish", _url(path))
-        await eventually(lambda publisher=publisher: len(publisher.lines) >= 200)
+        while len(publisher.lines) < 200:
+            await asyncio.sleep(0.001)
         await publisher.kill()
-        confirmed = [line for line in publisher.lines if len(line) == 32]
+        confirmed.update(line for line in publisher.lines if len(line) == 32)
 
         async with await open_subscription(_url(path, subscription="s")) as subscription:
             arrived = {d.message.id.hex() for d in await subscription.receive(10_000)}
 
-        assert arrived >= set(confirmed)
-        assert len(arrived) <= len(confirmed) + 3 * 5  # what was under way when it died
+        assert arrived >= confirmed
+        assert len(arrived) <= len(confirmed) + 8 * killed  # what was under way when it died
 
 
 async def test_a_killed_consumers_lanes_are_taken_over_within_a_second(
@@ -181,7 +183,8 @@ async def test_an_idle_consumer_in_another_process_gets_a_message_at_once(
         # Idle means idle: not on the heels of the one before.
         await asyncio.sleep(0.02)
         sender.go()
-        await eventually(lambda n=number: len(sender.lines) > n and len(receiver.lines) > n + 1)
+        while len(sender.lines) <= number or len(receiver.lines) <= number + 1:
+            await asyncio.sleep(0.001)
         delays.append(float(receiver.lines[-1]) - float(sender.lines[-1]))
 
     assert statistics.median(delays) < 0.050
@@ -337,7 +340,7 @@ async def test_watermarks_are_written_later_when_another_writer_held_the_file(
 async def test_a_fork_of_a_consumer_does_not_keep_its_lanes_through_exec(
     path: Path, start: Start
 ) -> None:
-    url = _url(path, subscription="s", lanes=1)
+    url = _url(path, subscription="s")
     async with await open_topic(_url(path)) as topic:
         await topic.send(Message(b"1"))
         first = await open_subscription(url)

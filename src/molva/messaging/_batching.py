@@ -21,20 +21,13 @@ R = TypeVar("R")
 
 @final
 class _Group(Generic[R]):
-    """The results of one ``submit_many``, filled in by one call or by several."""
+    """The items of one slice of ``submit_many``, which travel in one call."""
 
-    __slots__ = ("future", "missing", "results")
+    __slots__ = ("future", "size")
 
-    def __init__(self, missing: int, future: "asyncio.Future[None]") -> None:
-        self.missing = missing
+    def __init__(self, size: int, future: "asyncio.Future[Sequence[R | BaseException]]") -> None:
+        self.size = size
         self.future = future
-        self.results: list[R | BaseException] = []
-
-    def add(self, result: R | BaseException) -> None:
-        self.results.append(result)
-        self.missing -= 1
-        if self.missing == 0 and not self.future.done():
-            self.future.set_result(None)
 
 
 @final
@@ -43,7 +36,8 @@ class Batcher(Generic[T, R]):
 
     Args:
         call: Takes the items, returns a result for each, in their order.
-        max_items: The most items that one call takes.
+        max_items: Items after which a call is full. A slice of ``submit_many``, which has
+            at most as many, is not torn apart for it.
     """
 
     def __init__(
@@ -52,7 +46,7 @@ class Batcher(Generic[T, R]):
         self._call = call
         self._max_items = max_items
         self._items: list[T] = []
-        # For each item who waits for it: a future, or the group it belongs to.
+        # Who waits for them, in the same order: a future for one, a group for several.
         self._waiters: list[asyncio.Future[R] | _Group[R]] = []
         self._task: asyncio.Task[None] | None = None
         self._draining = False
@@ -95,10 +89,9 @@ class Batcher(Generic[T, R]):
                 part = items[start : start + self._max_items]
                 group: _Group[R] = _Group(len(part), self._loop.create_future())
                 self._items.extend(part)
-                self._waiters.extend([group] * len(part))
+                self._waiters.append(group)
                 self._wake()
-                await group.future
-                results += group.results
+                results += await group.future
         finally:
             self._slicing -= 1
             if self._draining and self._task is not None:
@@ -135,15 +128,27 @@ class Batcher(Generic[T, R]):
                     raise RuntimeError(f"{len(results)} results for {len(items)} items")
             except Exception as error:  # noqa: BLE001 - it is every waiter's answer
                 results = [error] * len(items)
-            for waiter, result in zip(waiters, results, strict=True):
-                if isinstance(waiter, _Group):
-                    waiter.add(result)
-                elif waiter.done():
-                    continue  # cancelled: nobody waits any more
-                elif isinstance(result, BaseException):
-                    waiter.set_exception(result)
-                else:
-                    waiter.set_result(result)
+            self._answer(waiters, results)
+
+    @staticmethod
+    def _answer(
+        waiters: "Sequence[asyncio.Future[R] | _Group[R]]", results: "Sequence[R | BaseException]"
+    ) -> None:
+        at = 0
+        for waiter in waiters:
+            if isinstance(waiter, _Group):
+                if not waiter.future.done():
+                    waiter.future.set_result(results[at : at + waiter.size])
+                at += waiter.size
+                continue
+            result = results[at]
+            at += 1
+            if waiter.done():
+                continue  # cancelled: nobody waits any more
+            if isinstance(result, BaseException):
+                waiter.set_exception(result)
+            else:
+                waiter.set_result(result)
 
     async def _gather(self) -> None:
         """Let the loop go round as long as each round brings more items."""
@@ -156,8 +161,12 @@ class Batcher(Generic[T, R]):
         if len(self._items) <= self._max_items:
             items, self._items = self._items, []
             waiters, self._waiters = self._waiters, []
-        else:
-            items, self._items = self._items[: self._max_items], self._items[self._max_items :]
-            waiters = self._waiters[: self._max_items]
-            self._waiters = self._waiters[self._max_items :]
+            return items, waiters
+        size = taken = 0
+        while size < self._max_items:
+            waiter = self._waiters[taken]
+            size += waiter.size if isinstance(waiter, _Group) else 1
+            taken += 1
+        items, self._items = self._items[:size], self._items[size:]
+        waiters, self._waiters = self._waiters[:taken], self._waiters[taken:]
         return items, waiters

@@ -40,9 +40,7 @@ class Message:
         self.body: Final = body
         self.id: Final = new_id() if id is None else id
         self.key: Final = key
-        self.headers: Final = (
-            headers if headers is NO_HEADERS else MappingProxyType(dict(headers))
-        )
+        self.headers: Final = headers if headers is NO_HEADERS else MappingProxyType(dict(headers))
 
     def check(self) -> None:
         """Raise where a field is not what brokers can carry.

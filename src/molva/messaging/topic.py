@@ -131,17 +131,16 @@ class Topic:
         """
         every = list(messages)
         failures: dict[int, MessagingError] = {}
-        good: list[Message] = []
-        places: list[int] = []
         for place, message in enumerate(every):
             try:
                 self._check(message, queueing=False)
             except MessageTooLargeError as error:
                 failures[place] = error
-            else:
-                good.append(message)
-                places.append(place)
+        good = [m for place, m in enumerate(every) if place not in failures] if failures else every
         results = await self._batcher.submit_many(good)
+        if not failures and results.count(Outcome.STORED) == len(every):
+            return
+        places = [place for place in range(len(every)) if place not in failures]
         for place, result in zip(places, results, strict=True):
             if isinstance(result, MessagingError):
                 failures[place] = result
@@ -149,8 +148,7 @@ class Topic:
                 raise result
             elif result is not Outcome.STORED:
                 failures[place] = self._full()
-        if failures:
-            raise SendManyError(dict(sorted(failures.items())), len(every))
+        raise SendManyError(dict(sorted(failures.items())), len(every))
 
     async def stat(self) -> TopicStat | None:
         """Return what the topic holds; None where the broker cannot tell."""

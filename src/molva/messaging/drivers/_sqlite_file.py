@@ -364,6 +364,6 @@ def message_of(id_: bytes, key: str | None, headers: str | None, body: bytes) ->
 
 
 def _lanes_option(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= MAX_LANES:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_LANES:
         raise ValueError(f"1 to {MAX_LANES} is accepted")
     return int(text)

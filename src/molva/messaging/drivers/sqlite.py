@@ -86,7 +86,7 @@ _TAKE_OFFSETS: Final = """
 async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteTopic":
     """Open the sending side of the topic that the URL names."""
     options = FileOptions(url)
-    with QueueFile(url, options) as file:
+    with QueueFile(url, options) as file, translated():
         topic_id, lanes = file.find_topic(clock)
         on_loop = commit_on_loop(str(file.path.parent), options.commit)
         return SQLiteTopic(
@@ -103,7 +103,7 @@ async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteT
 async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteSubscription":
     """Open one consumer of the subscription that the URL names."""
     options = FileOptions(url)
-    with QueueFile(url, options) as file:
+    with QueueFile(url, options) as file, translated():
         topic_id, lanes = file.find_topic(clock)
         subscription_id = file.find_subscription(topic_id, clock)
         # See "Design": what a consumer writes needs no fsync.
@@ -189,13 +189,19 @@ class SQLiteTopic(SQLiteSide):
     ) -> Iterator[tuple[int, int, bytes, str | None, str | None, bytes, int]]:
         now_us = self._clock.now_us()
         lanes = self._lanes
+        last_key, lane = None, 0
         for offset, message in enumerate(messages, last + 1):
+            key = message.key
+            if key is None or key != last_key:
+                lane = lane_of(key, message.id, lanes)
+                last_key = key
+            headers = message.headers
             yield (
                 offset,
-                lane_of(message.key, message.id, lanes),
+                lane,
                 message.id,
-                message.key,
-                json.dumps(dict(message.headers)) if message.headers else None,
+                key,
+                json.dumps(dict(headers)) if headers else None,
                 message.body,
                 now_us,
             )

@@ -1,0 +1,31 @@
+"""``python -m benchmarks [NAME…]``: run all measurements, or those that are named."""
+
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from benchmarks.ledger import ledger
+from benchmarks.messaging import messaging
+from benchmarks.service import idle, minute, service
+
+MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
+    "service": service,
+    "minute": minute,
+    "idle": idle,
+    "messaging": messaging,
+    "ledger": ledger,
+}
+
+
+def main() -> None:
+    names = sys.argv[1:] or list(MEASUREMENTS)
+    unknown = [name for name in names if name not in MEASUREMENTS]
+    if unknown:
+        sys.exit(f"benchmarks: unknown {', '.join(unknown)}; known are {', '.join(MEASUREMENTS)}")
+    for name in names:
+        print(f"\n{name}", flush=True)
+        MEASUREMENTS[name]()
+
+
+if __name__ == "__main__":
+    main()
