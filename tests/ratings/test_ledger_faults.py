@@ -240,7 +240,7 @@ async def test_the_batch_that_met_an_fsync_error_is_counted_once_after_all(
 async def test_an_error_while_the_wal_is_copied_breaks_the_next_batch_only(
     ledger: Ledger, disk: FailingDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("molva.ratings.ledger.sqlite._CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr("molva._base.sqlite_writer.CHECKPOINT_PAGES", 1)
     disk.only, disk.on_sync = "ledger.db", apsw.IOError("the disk is dying")
     assert await apply(ledger, ratings(101, 50)) == {Outcome.APPLIED}
     disk.on_sync = None

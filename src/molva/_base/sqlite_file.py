@@ -27,6 +27,7 @@ from typing import Final, final
 import apsw
 
 __all__ = [
+    "CHECKPOINT_PAGES",
     "DamagedFileError",
     "ForeignFileError",
     "NewerFileError",
@@ -47,7 +48,7 @@ _OPEN_TIMEOUT: Final = 10.0
 # Pages after which a commit also copies the WAL back into the file, 4 KiB each. SQLite's
 # own 1,000 makes one commit in twenty of a busy queue pay for it; beyond 10,000 the WAL
 # outgrows the processor's caches and readers slow down.
-_CHECKPOINT_PAGES: Final = 4_000
+CHECKPOINT_PAGES: Final = 4_000
 
 # The WAL is cut back to this many bytes once it was copied, so that one long read does
 # not leave a huge file behind for good.
@@ -152,18 +153,21 @@ def _prepare(
     migrations: Sequence[str],
 ) -> None:
     connection.set_busy_timeout(round(_OPEN_TIMEOUT * 1_000))
-    # Until we know that the file is ours, closing must not copy a WAL into it either.
+    # The last connection to close copies the WAL into the file. It must not while we do not
+    # know that the file is ours, nor after an I/O error; so only ``SQLiteWriter`` lets it.
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    # Without this, SQLite plans a statement anew whenever a bound value changes that stands
+    # in a range (``offset > ?``): 5 µs instead of 1.2 for a look-up.
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
     # One read transaction: a file that another process makes at this moment must not be
     # seen half before and half after.
     connection.execute("BEGIN")
     version = _check_identity(connection, path, kind, application_id, migrations)
     connection.execute("COMMIT")
-    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-    connection.pragma("journal_mode", "wal")
+    _use_wal(connection)
     connection.pragma("synchronous", "full")
     connection.pragma("journal_size_limit", _WAL_LIMIT_BYTES)
-    connection.wal_autocheckpoint(_CHECKPOINT_PAGES)
+    connection.wal_autocheckpoint(CHECKPOINT_PAGES)
     if version < len(migrations):
         with transaction(connection):
             # Another process may have migrated the file since we looked.
@@ -201,6 +205,24 @@ def _check_identity(
             "upgrade Molva (the file was not touched)",
         )
     return version
+
+
+def _use_wal(connection: apsw.Connection) -> None:
+    """Switch to WAL mode, waiting for another process that does the same.
+
+    SQLite does not wait here by itself: switching needs the file alone, and two processes
+    that make it together would fail with "database is locked".
+    """
+    deadline = time.monotonic() + _OPEN_TIMEOUT
+    while True:
+        try:
+            connection.pragma("journal_mode", "wal")
+        except apsw.BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _settle_wal(connection: apsw.Connection) -> None:

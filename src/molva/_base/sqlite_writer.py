@@ -24,7 +24,12 @@ from typing import Final, Literal, TypeVar, final
 
 import apsw
 
-from molva._base.sqlite_file import SQLiteFileError, probe_fsync, transaction
+from molva._base.sqlite_file import (
+    CHECKPOINT_PAGES,
+    SQLiteFileError,
+    probe_fsync,
+    transaction,
+)
 
 __all__ = [
     "BrokenFileError",
@@ -88,6 +93,7 @@ class SQLiteWriter:
         self._on_loop = on_loop
         self._lock = asyncio.Lock()
         self._broken: BaseException | None = None
+        connection.set_wal_hook(self._copy_wal)
 
     @property
     def broken(self) -> bool:
@@ -131,7 +137,26 @@ class SQLiteWriter:
     async def close(self) -> None:
         """Close the connection, behind whatever is being written."""
         async with self._lock:
-            self._connection.close()
+            if self._broken is None:
+                # Only a sound connection copies the WAL when it closes.
+                self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+            self._connection.close(self._broken is not None)
+
+    def _copy_wal(self, connection: apsw.Connection, _database: str, pages: int) -> int:
+        """Copy the WAL back into the file when it is long; called after each commit.
+
+        SQLite's own automatic copy hides its errors. The commit stands whatever happens
+        here, but an I/O error while copying is one like any other: the next write finds
+        the file broken.
+        """
+        if pages >= CHECKPOINT_PAGES:
+            try:
+                connection.wal_checkpoint()
+            except apsw.IOError as error:
+                self._broken = error
+            except apsw.Error:
+                pass  # readers or a full disk are in the way: a later commit copies it
+        return apsw.SQLITE_OK
 
     async def _in_thread(self, work: Callable[[apsw.Connection], T]) -> T:
         """Run ``work`` in a thread, to its end, whatever is cancelled meanwhile.

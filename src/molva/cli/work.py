@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from molva._base.collector import calm_collector
 from molva.cli.exits import translated_errors
 from molva.cli.options import deployment_options
 from molva.cli.running import run_until_signal, set_up_logging
@@ -40,6 +41,7 @@ def work(deployment: "Deployment", data: Path) -> None:
                 catalog=catalog,
                 clock=deployment.clock,
             )
+            calm_collector()
             click.echo("molva work: taking ratings", err=True)
             working = asyncio.ensure_future(worker.run())
             stopping = asyncio.ensure_future(stop.wait())

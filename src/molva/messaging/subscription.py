@@ -270,6 +270,8 @@ class Subscription:
     def _settlement(
         self, delivery: Delivery, action: Action, delay: float, reason: str
     ) -> Settlement:
+        if action is Action.ACK:
+            return Settlement(delivery.token, action)
         if action is Action.NACK and delivery.attempt >= self._max_attempts:
             action = Action.REJECT
             reason = reason or f"given back at attempt {delivery.attempt}, the last one"

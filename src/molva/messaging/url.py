@@ -78,8 +78,13 @@ class BrokerURL:
         try:
             parts = urlsplit(text)
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        except ValueError as error:
-            raise InvalidURLError(f"{shown!r} is no URL: {error}") from None
+        except ValueError:
+            # Without the error's own text: it quotes the part that it could not read,
+            # which may be one of a password.
+            raise InvalidURLError(
+                f"{shown!r} is no URL; each option is name=value, and what is special in a "
+                "name or a password is percent-encoded"
+            ) from None
         if not parts.scheme or "://" not in text:
             raise InvalidURLError(
                 f"{shown!r} is no broker URL; write one like 'sqlite:///var/lib/molva/queue.db' "
@@ -115,7 +120,7 @@ class BrokerURL:
         if self.host:
             raise InvalidURLError(
                 f"{self.shown}: a file has no host; write three slashes before its path, "
-                f"{self.scheme}:///{self.host}{self.path}"
+                f"{self.scheme}:///var/lib/molva/queue.db"
             )
         if len(self.path) < 2:
             raise InvalidURLError(
@@ -167,7 +172,10 @@ def with_options(url: str, **options: str) -> str:
     >>> with_options("sqlite:///q.db?lanes=4", topic="ratings", subscription="a b")
     'sqlite:///q.db?lanes=4&topic=ratings&subscription=a%20b'
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidURLError(f"{redact(url)!r} is no URL") from None
     added = urlencode(options, quote_via=quote)
     query = f"{parts.query}&{added}" if parts.query else added
     # urlunsplit would drop the empty host of sqlite:///path.

@@ -11,7 +11,6 @@ it starts another one, which puts the file in order first.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import socket
 import sys
@@ -24,6 +23,7 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 from molva._base.clock import Clock
+from molva._base.collector import calm_collector
 from molva.messaging import MessagingError, Topic
 from molva.ratings.api import build_api
 from molva.ratings.catalog import Catalog
@@ -50,9 +50,6 @@ _CONCURRENT_REQUESTS: Final = 4_096
 # Seconds for which one thread may keep the GIL. Commits on slow disks run in a thread, and
 # at Python's own 5 ms each would wait that long to say that it is done.
 _SWITCH_INTERVAL: Final = 0.0005
-# Objects made before Python's collector looks for cycles among them. A request makes a
-# few dozen and leaves no cycle; at Python's own 700 the collector took 5 % of the time.
-_GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
 class AddressInUseError(Exception):
@@ -181,9 +178,7 @@ async def serve(
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await _until_answering(host, port, serving)
-            # What stands now stays: the collector need not look at it again.
-            gc.freeze()
-            gc.set_threshold(*_GC_THRESHOLDS)
+            calm_collector()
             on_ready(kept)
             await asyncio.wait((serving, broken, stopping), return_when=asyncio.FIRST_COMPLETED)
             if broken.done():

@@ -181,9 +181,9 @@ class Worker:
                 pause = min(_LONGEST_PAUSE, pause * 2)
             else:
                 self.counters.batches += 1
-                self.counters.outcomes.update(
-                    o.value if isinstance(o, Outcome) else "failed" for o in outcomes
-                )
+                for outcome, number in Counter(outcomes).items():
+                    name = outcome.value if isinstance(outcome, Outcome) else "failed"
+                    self.counters.outcomes[name] += number
                 return outcomes
 
     async def _pause(self, seconds: float) -> bool:

@@ -271,8 +271,6 @@ class SQLiteSide:
         # Reads need no lock, but a connection of their own: the writer's may be inside a
         # transaction, in a thread that waits for another process.
         self._reads = reads
-        # Only the writer copies the WAL when it closes, and a broken one does not.
-        reads.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._topic_id = topic_id
         self._lanes = lanes
         self._table = f"message_{topic_id}"

@@ -29,7 +29,12 @@ from molva._base.sqlite_file import (
     SQLiteFileError,
     UnusableFileError,
     open_sqlite,
-    transaction,
+)
+from molva._base.sqlite_writer import (
+    BrokenFileError,
+    BusyFileError,
+    FullFileError,
+    SQLiteWriter,
 )
 from molva.ratings.campaign import Campaign, check_campaign
 from molva.ratings.catalog.protocol import (
@@ -44,9 +49,6 @@ from molva.ratings.catalog.protocol import (
 __all__ = ["SQLiteCatalog"]
 
 _APPLICATION_ID: Final = int.from_bytes(b"Mcat", "big")
-
-# Seconds that a write waits, in its thread, for another process to finish its own.
-_BUSY_TIMEOUT: Final = 5.0
 
 # A script that was released never changes. The row is Campaign(), which a test compares.
 _MIGRATIONS: Final = (
@@ -73,10 +75,9 @@ class SQLiteCatalog:
     def __init__(self, path: str, reader: apsw.Connection, writer: apsw.Connection) -> None:
         self._path = path
         self._reader = reader
-        self._writer = writer
-        self._write_lock = asyncio.Lock()
+        # In a thread: a catalog is seldom written, so nobody waits for the hand-over.
+        self._writer = SQLiteWriter(writer, path=path, on_loop=False)
         self._closed = False
-        self._broken = False
 
     @classmethod
     async def open(cls, path: str, *, create: bool = True) -> Self:
@@ -92,7 +93,6 @@ class SQLiteCatalog:
             except BaseException:
                 writer.close()
                 raise
-        writer.set_busy_timeout(round(_BUSY_TIMEOUT * 1_000))
         return cls(path, reader, writer)
 
     async def campaigns(self) -> list[Campaign]:
@@ -111,16 +111,9 @@ class SQLiteCatalog:
     async def put_campaign(self, campaign: Campaign) -> bool:
         """Store a campaign; True if it was created. See ``Catalog``."""
         check_campaign(campaign)
-        async with self._write_lock:
-            self._check_open()
-            # Shielded: a caller who gives up must not free the lock, and with it the
-            # connection, while the thread still writes.
-            writing = asyncio.ensure_future(asyncio.to_thread(self._put, campaign))
-            try:
-                return await asyncio.shield(writing)
-            finally:
-                if not writing.done():
-                    await asyncio.wait([writing])
+        self._check_open()
+        with _translated(self._path):
+            return await self._writer.write(lambda connection: _store(connection, campaign))
 
     def revision(self) -> int:
         """Return a number that differs whenever any process changed anything in between."""
@@ -132,25 +125,12 @@ class SQLiteCatalog:
 
     async def close(self) -> None:
         """Release the file. Idempotent."""
-        async with self._write_lock:
-            self._closed = True
-            self._reader.close()
-            # Last: whoever closes the last connection copies the WAL back into the file.
-            await asyncio.to_thread(self._writer.close)
-
-    def _put(self, campaign: Campaign) -> bool:
-        if self._broken:
-            raise CatalogBrokenError(
-                f"{self._path}: an earlier write failed on the disk; restart the process"
-            )
-        try:
-            with _translated(self._path), transaction(self._writer):
-                return _store(self._writer, campaign)
-        except CatalogUnavailableError as error:
-            # After an fsync error nothing more is promised of this file, and what stands
-            # behind the failed commit may vanish with it: write no more.
-            self._broken = isinstance(error.__cause__, apsw.IOError)
-            raise
+        if self._closed:
+            return
+        self._closed = True
+        self._reader.close()
+        # Last: whoever closes the last connection copies the WAL back into the file.
+        await self._writer.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -212,7 +192,9 @@ def _translated(path: str) -> Iterator[None]:
     """Raise what the file's errors mean to whoever uses a catalog."""
     try:
         yield
-    except UnusableFileError as error:
+    except BrokenFileError as error:
+        raise CatalogBrokenError(f"{error}; restart the process") from error
+    except (UnusableFileError, BusyFileError, FullFileError) as error:
         raise CatalogUnavailableError(str(error)) from error
     except DamagedFileError as error:
         raise CatalogDamagedError(str(error)) from error

@@ -88,10 +88,6 @@ T = TypeVar("T")
 # quarter more time a rating; 128 MiB gained nothing over this.
 _CACHE_KIB: Final = 32 * 1024
 
-# Pages after which a commit also copies the WAL back into the file: what ``open_sqlite``
-# sets. The ledger does it itself, because SQLite hides the I/O errors of its own copying.
-_CHECKPOINT_PAGES: Final = 4_000
-
 # Entries that ``entries`` reads at a time, on the loop: about 3 ms.
 _ENTRIES_A_PAGE: Final = 1_000
 
@@ -121,10 +117,8 @@ class SQLiteLedger:
     ) -> None:
         self._path = path
         self._vfs = vfs
-        self._writing = writing
         self._reading = reading
         self._writer = SQLiteWriter(writing, path=path, on_loop=on_loop)
-        self._io_error: Exception | None = None
         self._closed = False
 
     @classmethod
@@ -153,9 +147,7 @@ class SQLiteLedger:
             writing.close()
             raise
         reading.pragma("query_only", True)
-        ledger = cls(path, vfs=vfs, writing=writing, reading=reading, on_loop=on_loop)
-        writing.set_wal_hook(ledger._copy_wal)
-        return ledger
+        return cls(path, vfs=vfs, writing=writing, reading=reading, on_loop=on_loop)
 
     # --------------------------------------------------------------- writing
 
@@ -203,16 +195,13 @@ class SQLiteLedger:
     def _check_usable(self) -> None:
         if self._closed:
             raise LedgerError(f"{self._path}: the ledger is closed")
-        if self._io_error is not None:
-            raise LedgerBrokenError(
-                f"{self._path}: was given up after an I/O error ({self._io_error})"
-            ) from self._io_error
+        if self._writer.broken:
+            raise LedgerBrokenError(f"{self._path}: was given up after an I/O error")
 
     async def _translated(self, write: Awaitable[T]) -> T:
         try:
             return await write
         except BrokenFileError as error:
-            self._io_error = error
             raise LedgerBrokenError(str(error)) from error
         except SQLiteFileError as error:
             raise LedgerUnavailableError(str(error)) from error
@@ -220,19 +209,6 @@ class SQLiteLedger:
             raise
         except apsw.Error as error:
             raise LedgerUnavailableError(f"{self._path}: cannot be written ({error})") from error
-
-    def _copy_wal(self, connection: apsw.Connection, _database: str, pages: int) -> int:
-        """Copy the WAL back into the file when it is long; called after each commit.
-
-        The commit stands whatever happens here. But an I/O error while copying is one
-        like any other: the next ``apply`` finds the ledger broken.
-        """
-        if pages >= _CHECKPOINT_PAGES:
-            try:
-                connection.wal_checkpoint()
-            except apsw.IOError as error:
-                self._io_error = error
-        return apsw.SQLITE_OK
 
     # --------------------------------------------------------------- reading
 
@@ -323,9 +299,6 @@ class SQLiteLedger:
             return
         self._closed = True
         self._reading.close()
-        if self._io_error is None:
-            # Only a sound connection copies the WAL when it closes.
-            self._writing.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         await self._writer.close()
 
 
@@ -345,12 +318,6 @@ def _connect(path: str, vfs: str | None, *, create: bool) -> apsw.Connection:
         raise LedgerError(str(error)) from error
     except SQLiteFileError as error:
         raise LedgerUnavailableError(str(error)) from error
-    # Without this, SQLite plans a statement anew whenever a bound value changes that stands
-    # in a range (`from_seq <= ?`): 5 µs instead of 1.2 for each look-up in a tree.
-    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
-    # The last connection to close copies the WAL into the file. After an I/O error it
-    # must not, so it never does unless ``close`` allows it.
-    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     return connection
 
 

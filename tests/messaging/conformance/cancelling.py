@@ -1,0 +1,87 @@
+"""A cancelled call loses nothing."""
+
+import asyncio
+import contextlib
+import random
+
+from molva.messaging import (
+    Message,
+)
+from tests.messaging.conformance.harness import (
+    PATIENCE,
+    Suite,
+    TopicHarness,
+    bodies,
+    numbered,
+)
+
+
+class Cancelling(Suite):
+    """A cancelled call loses nothing."""
+
+    async def test_cancelling_a_receive_loses_nothing(self, h: TopicHarness) -> None:
+        topic, subscription = await h.topic(), await h.subscription()
+        rng = random.Random(7)
+        got: list[bytes] = []
+        over = asyncio.Event()
+
+        async def send() -> int:
+            sent = 0
+            while not over.is_set():
+                await topic.send(Message(b"%d" % sent, key=str(sent)))
+                sent += 1
+                await asyncio.sleep(rng.random() * 0.0006)
+            return sent
+
+        sending = asyncio.create_task(send())
+        for _ in range(500):
+            receiving = asyncio.create_task(subscription.receive(wait=5.0))
+            if rng.random() < 0.5:
+                await asyncio.sleep(rng.random() * 0.001)
+            else:
+                for _ in range(rng.randrange(6)):
+                    await asyncio.sleep(0)
+            receiving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                got += bodies(await receiving)
+        over.set()
+        sent = await sending
+        got += bodies(await subscription.receive(10_000, wait=0.0))
+
+        assert sorted(map(int, got)) == list(range(sent))
+
+    async def test_a_topic_stays_usable_when_sends_are_cancelled(self, h: TopicHarness) -> None:
+        topic, subscription = await h.topic(), await h.subscription()
+        rng = random.Random(8)
+        confirmed: set[bytes] = set()
+        messages = [Message(b"%d" % n, key=str(n)) for n in range(300)]
+
+        async def send(message: Message) -> None:
+            await topic.send(message)
+            confirmed.add(message.id)
+
+        for message in messages:
+            sending = asyncio.create_task(send(message))
+            for _ in range(rng.randrange(6)):
+                await asyncio.sleep(0)
+            sending.cancel()
+            await asyncio.wait([sending])
+        await topic.send(Message(b"last", key="k"))
+
+        arrived = [d.message for d in await subscription.receive(1_000, wait=0.0)]
+        assert {message.id for message in arrived} >= confirmed
+        assert len({message.id for message in arrived}) == len(arrived)
+        assert b"last" in {message.body for message in arrived}
+
+    async def test_a_cancelled_batch_leaves_the_topic_usable(self, h: TopicHarness) -> None:
+        topic, subscription = await h.topic(), await h.subscription()
+        sending = asyncio.create_task(topic.send_many(numbered(5_000)))
+        await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.wait([sending])
+
+        async with asyncio.timeout(PATIENCE):
+            await topic.send(Message(b"last"))
+            await topic.close()
+
+        assert b"last" in bodies(await subscription.receive(10_000, wait=0.0))

@@ -1,0 +1,160 @@
+"""Who gets what: subscriptions and the consumers of one."""
+
+import asyncio
+import contextlib
+import itertools
+from collections import Counter, defaultdict
+
+import pytest
+
+from molva.messaging import (
+    Action,
+    Delivery,
+    Message,
+)
+from tests.messaging.conformance.harness import (
+    Suite,
+    TopicHarness,
+    bodies,
+    collector,
+    eventually,
+    numbered,
+    running_with,
+    take,
+)
+
+
+class Groups(Suite):
+    """Who gets what: subscriptions and the consumers of one."""
+
+    async def test_two_subscriptions_each_get_everything(self, h: TopicHarness) -> None:
+        topic = await h.topic()
+        first, second = await h.subscription("a"), await h.subscription("b")
+
+        await topic.send_many(numbered(20))
+
+        expected = [b"%d" % n for n in range(1, 21)]
+        assert bodies(await take(first, 20)) == expected
+        assert bodies(await take(second, 20)) == expected
+
+    async def test_what_was_sent_before_a_consumer_came_waits_for_it(self, h: TopicHarness) -> None:
+        topic = await h.topic()
+        await (await h.subscription()).close()
+
+        await topic.send_many(numbered(20))
+
+        assert len(await take(await h.subscription(), 20)) == 20
+
+    async def test_start_earliest_gets_what_was_stored_before(self, h: TopicHarness) -> None:
+        topic = await h.topic()
+        await topic.send_many(numbered(3))
+
+        subscription = await h.subscription(start="earliest")
+        await topic.send(Message(b"4", key="k"))
+
+        assert bodies(await take(subscription, 4)) == [b"1", b"2", b"3", b"4"]
+
+    async def test_start_latest_gets_only_what_is_stored_after(self, h: TopicHarness) -> None:
+        topic = await h.topic()
+        await topic.send_many(numbered(3))
+
+        subscription = await h.subscription(start="latest")
+        await topic.send(Message(b"4", key="k"))
+
+        assert bodies(await subscription.receive(10)) == [b"4"]
+        stat = await subscription.stat()
+        assert stat is not None
+        assert stat.pending == 1
+
+    async def test_start_matters_only_where_the_subscription_is_made(self, h: TopicHarness) -> None:
+        topic = await h.topic()
+        await (await h.subscription()).close()
+        await topic.send_many(numbered(3))
+
+        again = await h.subscription(start="latest")
+
+        assert len(await take(again, 3)) == 3
+
+    async def test_consumers_of_one_subscription_share_without_overlap(
+        self, h: TopicHarness
+    ) -> None:
+        topic = await h.topic()
+        consumers = [await h.subscription() for _ in range(3)]
+        messages = [Message(b"%d" % n, key=str(n)) for n in range(300)]
+        await topic.send_many(messages)
+        got: dict[int, list[bytes]] = defaultdict(list)
+
+        async with contextlib.AsyncExitStack() as stack:
+            for number, consumer in enumerate(consumers):
+                handler = collector(got[number])
+                await stack.enter_async_context(running_with(consumer, handler))
+            await eventually(lambda: sum(map(len, got.values())) >= 300)
+
+        assert Counter(itertools.chain(*got.values())) == Counter(m.id for m in messages)
+        assert all(len(ids) > 30 for ids in got.values())
+
+    async def test_nothing_is_lost_while_consumers_come_and_go(self, h: TopicHarness) -> None:
+        topic = await h.topic()
+        staying = await h.subscription()
+        sent: set[bytes] = set()
+        handled: set[bytes] = set()
+        before: list[int] = []
+        enough = asyncio.Event()
+
+        async def handle(delivery: Delivery) -> None:
+            await asyncio.sleep(0.001)
+            handled.add(delivery.message.id)
+
+        async def send() -> None:
+            while not enough.is_set():
+                batch = [Message(b"1", key=str(n)) for n in range(20)]
+                await topic.send_many(batch)
+                sent.update(message.id for message in batch)
+                await asyncio.sleep(0.01)
+
+        sending = asyncio.create_task(send())
+        async with running_with(staying, handle, concurrency=4):
+            for _ in range(3):
+                visitor = await h.subscription()
+                seen = len(handled)
+                async with running_with(visitor, handle, concurrency=4):
+                    await asyncio.sleep(h.share_interval + 0.05)
+                await visitor.close()
+                before.append(seen)
+                await eventually(lambda: len(handled) > before[-1])
+            enough.set()
+            await sending
+            await eventually(lambda: handled >= sent)
+
+        assert handled == sent
+
+    async def test_stat_counts_what_waits(self, h: TopicHarness) -> None:
+        clock = h.use_manual_clock()
+        topic, subscription = await h.topic(), await h.subscription()
+        await topic.send_many(numbered(5))
+        await clock.pass_time(2.0)
+        deliveries = await take(subscription, 5)
+        await deliveries[0].ack()
+        await deliveries[1].reject("bad")
+        await clock.pass_time(h.settle_interval)
+
+        stat = await subscription.stat()
+
+        assert stat is not None
+        assert (stat.pending, stat.dead) == (3, 1)
+        assert stat.oldest_seconds == pytest.approx(2.0 + h.settle_interval)
+        whole = await topic.stat()
+        assert whole is not None
+        assert (whole.stored, whole.subscriptions) == (5, {"s": stat})
+
+    async def test_stat_of_an_empty_subscription_is_zero(self, h: TopicHarness) -> None:
+        clock = h.use_manual_clock()
+        topic, subscription = await h.topic(), await h.subscription()
+        await topic.send_many([Message(b"%d" % n, key=str(n)) for n in range(50)])
+        await subscription.settle([(d, Action.ACK) for d in await take(subscription, 50)])
+        await clock.pass_time(h.settle_interval)
+
+        stat = await subscription.stat()
+
+        assert stat is not None
+        assert (stat.pending, stat.dead, stat.oldest_seconds) == (0, 0, None)

@@ -1,0 +1,89 @@
+"""The order of a lane and of a key."""
+
+import asyncio
+import random
+from collections import defaultdict
+
+from molva.messaging import (
+    Delivery,
+    Message,
+)
+from tests.messaging.conformance.harness import (
+    Suite,
+    TopicHarness,
+    bodies,
+    eventually,
+    numbered,
+    running_with,
+    take,
+)
+
+
+class Order(Suite):
+    """The order of a lane and of a key."""
+
+    async def test_messages_of_one_lane_come_in_the_order_sent(self, h: TopicHarness) -> None:
+        topic, subscription = await h.topic(), await h.subscription()
+
+        for message in numbered(30):
+            await topic.send(message)
+
+        assert bodies(await take(subscription, 30)) == [b"%d" % n for n in range(1, 31)]
+
+    async def test_concurrent_sends_of_one_task_keep_their_order(self, h: TopicHarness) -> None:
+        topic, subscription = await h.topic(), await h.subscription()
+
+        await asyncio.gather(*(topic.send(message) for message in numbered(2_500)))
+
+        assert bodies(await take(subscription, 2_500)) == [b"%d" % n for n in range(1, 2_501)]
+
+    async def test_what_was_nacked_together_comes_again_in_order(self, h: TopicHarness) -> None:
+        clock = h.use_manual_clock()
+        topic, subscription = await h.topic(), await h.subscription()
+        await topic.send_many(numbered(4))
+        deliveries = await subscription.receive(3, wait=0.0)
+        for delivery, delay in zip(deliveries, (3.0, 1.0, 2.0), strict=True):
+            await delivery.nack(delay=delay)
+
+        order = []
+        for _ in range(4):
+            order += bodies(await subscription.receive(10, wait=0.0))
+            await clock.pass_time(1.0)
+
+        assert order == [b"1", b"2", b"3", b"4"]
+
+    async def test_a_nacked_message_is_not_overtaken_by_what_follows_it(
+        self, h: TopicHarness
+    ) -> None:
+        clock = h.use_manual_clock()
+        topic, subscription = await h.topic(), await h.subscription()
+        await topic.send_many(numbered(2))
+        [delivery] = await subscription.receive(1, wait=0.0)
+        await delivery.nack(delay=5.0)
+        await topic.send_many([Message(b"3", key="k")])
+
+        meanwhile = await subscription.receive(10, wait=0.0)
+        await clock.pass_time(5.0)
+        afterwards = await subscription.receive(10, wait=0.0)
+
+        assert meanwhile == []
+        assert bodies(afterwards) == [b"1", b"2", b"3"]
+
+    async def test_keys_keep_their_order_over_consumers_of_any_speed(self, h: TopicHarness) -> None:
+        topic = await h.topic()
+        consumers = [await h.subscription() for _ in range(2)]
+        seen: dict[str | None, list[int]] = defaultdict(list)
+        rng = random.Random(1)
+
+        async def handle(delivery: Delivery) -> None:
+            await asyncio.sleep(rng.random() * 0.004)
+            seen[delivery.message.key].append(int(delivery.message.body))
+
+        await topic.send_many([Message(b"%d" % n, key=str(n % 10)) for n in range(200)])
+        async with (
+            running_with(consumers[0], handle, concurrency=4),
+            running_with(consumers[1], handle, concurrency=4),
+        ):
+            await eventually(lambda: sum(map(len, seen.values())) >= 200)
+
+        assert seen == {str(k): list(range(k, 200, 10)) for k in range(10)}
