@@ -31,6 +31,7 @@ from molva.messaging import (
 )
 from molva.ratings.answers import TotalAnswer
 from molva.ratings.campaign import DEFAULT_CAMPAIGN, Campaign
+from molva.ratings.catalog.known import KnownCampaigns
 from molva.ratings.catalog.protocol import Catalog, CatalogError
 from molva.ratings.ledger.protocol import Ledger, LedgerError, Total
 from molva.ratings.problem import PROBLEM_MEDIA_TYPE, problem
@@ -67,9 +68,6 @@ Headers = list[tuple[bytes, bytes]]
 # Ids of clients that are remembered, to answer 409 at once when one comes again with
 # another rating. What is forgotten is found by the ledger, and goes to the dead letters.
 _REMEMBERED_IDS: Final = 20_000
-
-# Seconds between two looks whether the catalog has changed.
-_CATALOG_INTERVAL: Final = 1.0
 
 # Seconds between two lines of the log about the same trouble.
 _LOG_INTERVAL: Final = 5.0
@@ -146,7 +144,7 @@ class Intake:
         self._api = api
         self._clock = clock
         self._on_broken = on_broken
-        self._campaigns = _Campaigns(catalog, clock)
+        self._campaigns = KnownCampaigns(catalog, clock)
         self._remembered = _RememberedIds()
         self._stopping = False
         self._next_log = 0.0
@@ -196,7 +194,7 @@ class Intake:
         if has_body:
             await read_body(scope, receive, fields)
         name = fields.get("campaign", DEFAULT_CAMPAIGN)
-        campaign = self._campaigns.known(name) or await self._campaigns.find(name)
+        campaign = self._campaigns.get(name) or await self._look_up(name)
         try:
             rating = _rating(fields, campaign, self._clock.now_us())
             own_id = _own_id(fields.get("id"), id_text, campaign.name)
@@ -216,6 +214,21 @@ class Intake:
         counters.latency[bisect_left(LATENCY_BUCKETS, seconds)] += 1
         counters.latency_seconds += seconds
         return 202, _ACCEPTED, b'{"id":"%b"}' % format_id(id_).encode()
+
+    async def _look_up(self, name: str) -> Campaign:
+        try:
+            campaign = (await self._campaigns.refresh()).get(name)
+        except CatalogError as error:
+            self._log_seldom("the catalog cannot be read: %s", error)
+            detail = "the catalog of campaigns could not be read; try again"
+            raise _unavailable("unavailable", detail, 2) from error
+        if campaign is None:
+            shown = ascii(name[:64])
+            errors = [
+                FieldError("campaign", f"{shown} does not exist; GET /api/campaigns lists all")
+            ]
+            raise ProblemError(404, "unknown-campaign", f"there is no campaign {shown}", errors)
+        return campaign
 
     async def _store(self, id_: bytes, rating: Rating) -> None:
         # One item's ratings keep their order, so they share a key. A campaign's name
@@ -241,7 +254,8 @@ class Intake:
             return self._other_method(scope, b"GET, HEAD, OPTIONS")
         fields = query_fields(scope["query_string"], TOTAL_FIELDS)
         try:
-            campaign = await self._campaigns.find(fields.get("campaign", DEFAULT_CAMPAIGN))
+            name = fields.get("campaign", DEFAULT_CAMPAIGN)
+            campaign = self._campaigns.get(name) or await self._look_up(name)
             item = check_item(fields["item"]) if fields.get("item") else None
             n = _positive("n", fields["n"]) if "n" in fields else campaign.window
             as_of = _positive("as_of", fields["as_of"]) if "as_of" in fields else None
@@ -296,49 +310,6 @@ class Intake:
         refused[refusal.slug] = refused.get(refusal.slug, 0) + 1
         body = problem(refusal.status, refusal.slug, str(refusal), refusal.errors)
         return refusal.status, _headers(PROBLEM_MEDIA_TYPE.encode(), body, refusal.headers), body
-
-
-@final
-class _Campaigns:
-    """The catalog's campaigns, kept here and looked up again when it has changed."""
-
-    def __init__(self, catalog: Catalog, clock: Clock) -> None:
-        self._catalog = catalog
-        self._clock = clock
-        self._known: dict[str, Campaign] = {}
-        self._revision: object = None
-        self._next_look = 0.0
-
-    def known(self, name: str) -> Campaign | None:
-        """Return the campaign as it was a moment ago; None where that has to be looked up."""
-        return self._known.get(name) if self._clock.monotonic() < self._next_look else None
-
-    async def find(self, name: str) -> Campaign:
-        """Look the campaign up.
-
-        Raises:
-            ProblemError: There is none of this name, or the catalog cannot be read.
-        """
-        now = self._clock.monotonic()
-        try:
-            revision = self._catalog.revision()
-            if revision != self._revision:
-                self._known = {c.name: c for c in await self._catalog.campaigns()}
-                self._revision = revision
-            self._next_look = now + _CATALOG_INTERVAL
-        except CatalogError as error:
-            _logger.error("the catalog could not be read: %s", error)
-            if name not in self._known:
-                detail = "the catalog of campaigns could not be read; try again"
-                raise _unavailable("unavailable", detail, 2) from error
-        campaign = self._known.get(name)
-        if campaign is None:
-            shown = ascii(name[:64])
-            errors = [
-                FieldError("campaign", f"{shown} does not exist; GET /api/campaigns lists all")
-            ]
-            raise ProblemError(404, "unknown-campaign", f"there is no campaign {shown}", errors)
-        return campaign
 
 
 @final

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -21,7 +21,8 @@ from molva._base.clock import Clock
 from molva._base.ids import format_id
 from molva.messaging import Action, Delivery, LeaseLostError, Subscription
 from molva.ratings.campaign import Campaign
-from molva.ratings.catalog.protocol import Catalog, CatalogError
+from molva.ratings.catalog.known import KnownCampaigns
+from molva.ratings.catalog.protocol import Catalog
 from molva.ratings.ledger.protocol import (
     Ledger,
     LedgerBrokenError,
@@ -80,10 +81,8 @@ class Worker:
     ) -> None:
         self._subscription = subscription
         self._ledger = ledger
-        self._catalog = catalog
         self._clock = clock
-        self._campaigns: dict[str, Campaign] = {}
-        self._revision: object = None
+        self._campaigns = KnownCampaigns(catalog, clock)
         self._stopping = asyncio.Event()
         self.counters: Final = WorkerCounters()
 
@@ -124,10 +123,10 @@ class Worker:
         good: list[Delivery] = []
         submissions: list[Submission] = []
         dead: list[tuple[Delivery, str]] = []
-        await self._look_up_campaigns()
+        campaigns = await self._campaigns.refresh()
         for delivery in deliveries:
             try:
-                submissions.append(self._read(delivery))
+                submissions.append(_read(delivery, campaigns))
                 good.append(delivery)
             except ValueError as error:
                 dead.append((delivery, str(error)))
@@ -142,23 +141,6 @@ class Worker:
             else:
                 dead.append((delivery, reason))
         await self._settle(done, dead)
-
-    def _read(self, delivery: Delivery) -> Submission:
-        """Return what a message submits.
-
-        Raises:
-            ValueError: No retry can make this message count; says why.
-        """
-        entry = decode_entry(delivery.message.body)
-        campaign = self._campaigns.get(entry.campaign)
-        if campaign is None:
-            raise ValueError(f"unknown campaign {entry.campaign!r:.80}")
-        if isinstance(entry, Rating | Change):
-            try:
-                check_rate(entry.rate, campaign)
-            except RefusedError as error:
-                raise ValueError(str(error)) from None
-        return Submission(delivery.message.id, entry)
 
     async def _apply(
         self, submissions: Sequence[Submission]
@@ -217,16 +199,23 @@ class Worker:
                 reason,
             )
 
-    async def _look_up_campaigns(self) -> None:
+
+def _read(delivery: Delivery, campaigns: Mapping[str, Campaign]) -> Submission:
+    """Return what a message submits.
+
+    Raises:
+        ValueError: No retry can make this message count; says why.
+    """
+    entry = decode_entry(delivery.message.body)
+    campaign = campaigns.get(entry.campaign)
+    if campaign is None:
+        raise ValueError(f"unknown campaign {entry.campaign!r:.80}")
+    if isinstance(entry, Rating | Change):
         try:
-            revision = self._catalog.revision()
-            if revision != self._revision:
-                self._campaigns = {c.name: c for c in await self._catalog.campaigns()}
-                self._revision = revision
-        except CatalogError as error:
-            if not self._campaigns:
-                raise
-            _logger.warning("the catalog could not be read, its last state holds: %s", error)
+            check_rate(entry.rate, campaign)
+        except RefusedError as error:
+            raise ValueError(str(error)) from None
+    return Submission(delivery.message.id, entry)
 
 
 def _reason(outcome: Outcome | Exception) -> str | None:

@@ -15,6 +15,7 @@ from molva._base.sqlite_file import (
     transaction,
 )
 from molva._base.sqlite_writer import BrokenFileError, CommitOn, SQLiteWriter
+from molva._base.url import one_of, positive_integer
 from molva.messaging._lanes import MAX_LANES
 from molva.messaging.driver import Capabilities, SubscriptionStat, TopicStat
 from molva.messaging.errors import (
@@ -25,7 +26,7 @@ from molva.messaging.errors import (
     UnavailableError,
 )
 from molva.messaging.message import NO_HEADERS, Message
-from molva.messaging.url import BrokerURL, one_of, positive_integer
+from molva.messaging.url import COMMON_OPTIONS, BrokerURL
 
 __all__ = [
     "OPTIONS",
@@ -112,7 +113,7 @@ class FileOptions:
     """The options of one URL."""
 
     def __init__(self, url: BrokerURL) -> None:
-        url.check_options(OPTIONS)
+        url.check_options((*OPTIONS, *COMMON_OPTIONS))
         self.lanes = url.option("lanes", _lanes_option, None)
         self.capacity = url.option("capacity", positive_integer, None)
         self.start = url.option("start", one_of("earliest", "latest"), "earliest")

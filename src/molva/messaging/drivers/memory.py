@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
+from molva._base.url import one_of, positive_integer
 from molva.messaging._lanes import (
     MAX_LANES,
     LaneReader,
@@ -50,7 +51,7 @@ from molva.messaging.driver import (
 )
 from molva.messaging.errors import InvalidURLError, TopicNotFoundError
 from molva.messaging.message import Message
-from molva.messaging.url import BrokerURL, one_of, positive_integer
+from molva.messaging.url import COMMON_OPTIONS, BrokerURL
 
 __all__ = ["OPTIONS", "MemorySubscription", "MemoryTopic", "open_subscription", "open_topic"]
 
@@ -119,7 +120,7 @@ _brokers: Final[dict[str, dict[str, _Log]]] = {}
 
 
 def _open_log(url: BrokerURL) -> _Log:
-    url.check_options(OPTIONS)
+    url.check_options((*OPTIONS, *COMMON_OPTIONS))
     if url.topic is None:
         raise InvalidURLError(f"{url}: names no topic; add ?topic=ratings")
     # Both sides share a URL, so each refuses what the other would.

@@ -1,0 +1,54 @@
+"""The campaigns that a process knows: kept in memory, looked up again when they changed."""
+
+import logging
+from typing import Final, final
+
+from molva._base.clock import Clock
+from molva.ratings.campaign import Campaign
+from molva.ratings.catalog.protocol import Catalog, CatalogError
+
+__all__ = ["KnownCampaigns"]
+
+_logger: Final = logging.getLogger("molva.ratings")
+
+# Seconds between two looks whether the catalog has changed.
+_INTERVAL: Final = 1.0
+
+
+@final
+class KnownCampaigns:
+    """A catalog's campaigns, as they were a moment ago.
+
+    A change is followed within a second, a new campaign at once: whoever meets an unknown
+    name calls ``refresh`` before he believes it. Where the catalog cannot be read, what was
+    known holds.
+    """
+
+    def __init__(self, catalog: Catalog, clock: Clock) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._known: dict[str, Campaign] = {}
+        self._revision: object = None
+        self._next_look = 0.0
+
+    def get(self, name: str) -> Campaign | None:
+        """Return the campaign; None where it has to be looked up, by ``refresh``."""
+        return self._known.get(name) if self._clock.monotonic() < self._next_look else None
+
+    async def refresh(self) -> dict[str, Campaign]:
+        """Return all campaigns by name, read anew if anything changed.
+
+        Raises:
+            CatalogError: The catalog cannot be read, and nothing was ever known.
+        """
+        try:
+            revision = self._catalog.revision()
+            if revision != self._revision:
+                self._known = {c.name: c for c in await self._catalog.campaigns()}
+                self._revision = revision
+        except CatalogError as error:
+            if not self._known:
+                raise
+            _logger.warning("the catalog cannot be read, its last state holds: %s", error)
+        self._next_look = self._clock.monotonic() + _INTERVAL
+        return self._known
