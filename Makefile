@@ -13,6 +13,7 @@ run: $(VENV)/run.stamp
 	@exec $(BIN)/molva up
 
 test: $(VENV)/dev.stamp
+	@scripts/test-tools
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/dev.stamp

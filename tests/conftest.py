@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -134,6 +134,24 @@ def start_molva(tmp_path: Path) -> Iterator[StartMolva]:
         if molva.process.poll() is None:
             molva.process.kill()
             molva.process.wait()
+
+
+def skip_without(tool: str, reason: str) -> NoReturn:
+    """Skip the test; fail it where MOLVA_REQUIRE names the tool."""
+    if tool in os.environ.get("MOLVA_REQUIRE", "").split(","):
+        pytest.fail(f"MOLVA_REQUIRE names {tool}, but {reason}")
+    pytest.skip(f"{tool}: {reason}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what was not tested: a skip that nobody sees looks like a success."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.section("NOT TESTED HERE", red=True, bold=True)
+        terminalreporter.line(
+            f"{len(skipped)} tests were skipped, for the reasons above. MOLVA_INSTALL=1 installs "
+            "the system packages that they need; MOLVA_REQUIRE=NAME,… makes a skip a failure."
+        )
 
 
 @pytest.fixture

@@ -201,7 +201,9 @@ async def test_an_io_error_of_a_cancelled_write_ends_all_writing(path: Path) -> 
     assert _rows(path) == []
 
 
-async def test_closing_waits_for_what_is_written(writer: SQLiteWriter, path: Path) -> None:
+@pytest.mark.parametrize("on_loop", [True, False])
+async def test_closing_waits_for_what_is_written(path: Path, on_loop: bool) -> None:
+    writer = SQLiteWriter(_connect(path), path=str(path), on_loop=on_loop)
     writing = [asyncio.create_task(_write(writer, n)) for n in range(3)]
     await asyncio.sleep(0)
 

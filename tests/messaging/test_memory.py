@@ -21,6 +21,9 @@ class MemoryHarness(TopicHarness):
     def base_url(self) -> str:
         return f"memory://{self._name}"
 
+    def let_only_wake_ups_wake(self) -> None:
+        """Nothing else does."""
+
     async def kept(self, topic: str = "t") -> int:
         return len(memory._brokers[self._name][topic].rows)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from molva.messaging.drivers import _sqlite_subscription
 from tests.messaging.conformance import TopicConformance, TopicHarness
 
 
@@ -17,9 +18,17 @@ class SQLiteHarness(TopicHarness):
         super().__init__()
         self.path = folder / "queue.db"
         self._commit = commit
+        self._patch = pytest.MonkeyPatch()
 
     def base_url(self) -> str:
         return f"sqlite://{self.path}?commit={self._commit}"
+
+    def let_only_wake_ups_wake(self) -> None:
+        self._patch.setattr(_sqlite_subscription, "_SHARE_INTERVAL", 60.0)
+
+    async def close(self) -> None:
+        await super().close()
+        self._patch.undo()
 
     async def kept(self, topic: str = "t") -> int:
         connection = apsw.Connection(str(self.path))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from molva._base.url import positive_integer, positive_number
 from molva.messaging import InvalidURLError, open_topic, with_options
-from molva.messaging.url import BrokerURL, load_driver, positive_integer, positive_number
+from molva.messaging.url import BrokerURL, load_driver
 
 # Never a part of anything else that a test writes.
 _SECRET = "S3CRETx9"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from molva.cli.main import main
 from molva.messaging import errors
 from molva.messaging.drivers import memory, sqlite
 from molva.ratings.problem import TITLES
-from tests.conftest import MolvaProcess, StartMolva
+from tests.conftest import MolvaProcess, StartMolva, skip_without
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,6 +54,8 @@ def test_python_blocks_run(code: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", blocks("sh"))
 def test_shell_blocks_run(code: list[str], start_molva: StartMolva, tmp_path: Path) -> None:
     """The blocks of one page run one after the other, beside one running service."""
+    if shutil.which("curl") is None:
+        skip_without("curl", "the manual's examples use it, and it is not installed")
     molva: MolvaProcess = start_molva()
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("MOLVA_")},

@@ -3,7 +3,6 @@
 import asyncio
 import collections
 import json
-import os
 import shutil
 import threading
 import time
@@ -35,7 +34,7 @@ from molva.ratings.ledger.protocol import (
     Total,
 )
 from molva.ratings.rating import Submission
-from tests.conftest import StartMolva
+from tests.conftest import StartMolva, skip_without
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(60)]
 
@@ -254,10 +253,9 @@ def site_url(running: RunningSite) -> str:
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chrome]:
     if _CHROMIUM is None or _CHROMEDRIVER is None:
-        reason = "needs chromium and chromedriver on the PATH"
-        if "chromium" in os.environ.get("MOLVA_REQUIRE", "").split(","):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_without("chromium", "needs chromium and chromedriver on the PATH")
+    assert _CHROMIUM is not None
+    assert _CHROMEDRIVER is not None
     options = ChromeOptions()
     options.binary_location = _CHROMIUM
     for flag in (

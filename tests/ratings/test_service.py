@@ -19,7 +19,7 @@ import apsw
 import psutil
 import pytest
 
-from tests.conftest import MolvaProcess, StartMolva
+from tests.conftest import MolvaProcess, StartMolva, skip_without
 
 
 def send_raw(molva: MolvaProcess, data: bytes, *, wait: float = 5.0) -> bytes:
@@ -409,7 +409,7 @@ class TestStorageTrouble:
     ) -> None:
         strace = shutil.which("strace")
         if strace is None:
-            pytest.skip("strace, which injects the error, is not installed")
+            skip_without("strace", "it injects the error, and is not installed")
         molva = start_molva()
         before = [molva.request("POST", f"/rate?rate={n % 11}")[0] for n in range(20)]
         pid = molva.children()["serve"].pid
@@ -423,7 +423,7 @@ class TestStorageTrouble:
         try:
             assert tracer.stderr is not None
             if b"attached" not in tracer.stderr.readline():
-                pytest.skip("processes cannot be traced here")
+                skip_without("strace", "processes cannot be traced here")
             status, headers, _ = molva.request("POST", "/rate?rate=7&id=the-one")
         finally:
             tracer.kill()

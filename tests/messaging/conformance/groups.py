@@ -45,6 +45,31 @@ class Groups(Suite):
 
         assert len(await take(await h.subscription(), 20)) == 20
 
+    async def test_a_receive_that_waits_gets_what_is_sent(self, h: TopicHarness) -> None:
+        h.let_only_wake_ups_wake()
+        topic, subscription = await h.topic(), await h.subscription()
+
+        for number in range(5):
+            waiting = asyncio.create_task(subscription.receive(wait=60.0))
+            await asyncio.sleep(0.005)
+            await topic.send(Message(b"%d" % number))
+
+            async with asyncio.timeout(3.0):
+                assert bodies(await waiting) == [b"%d" % number]
+
+    async def test_two_tasks_may_receive_at_once(self, h: TopicHarness) -> None:
+        topic, subscription = await h.topic(), await h.subscription()
+        waiting = [asyncio.create_task(subscription.receive(wait=60.0)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+
+        await topic.send(Message(b"1"))
+        await asyncio.sleep(0.01)
+        await topic.send(Message(b"2"))
+
+        async with asyncio.timeout(3.0):
+            got = bodies(await waiting[0]) + bodies(await waiting[1])
+        assert sorted(got) == [b"1", b"2"]
+
     async def test_start_earliest_gets_what_was_stored_before(self, h: TopicHarness) -> None:
         topic = await h.topic()
         await topic.send_many(numbered(3))

@@ -69,6 +69,10 @@ class TopicHarness(ABC):
             named["subscription"] = subscription
         return with_options(self.base_url(), **{name: str(named[name]) for name in named})
 
+    @abstractmethod
+    def let_only_wake_ups_wake(self) -> None:
+        """Keep consumers opened from now on from looking by themselves, if they do."""
+
     def use_manual_clock(self) -> ManualClock:
         """Let time stand still for whatever is opened from now on."""
         self.clock = clock = ManualClock()
