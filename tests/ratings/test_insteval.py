@@ -38,7 +38,7 @@ def importing(molva: MolvaProcess) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "molva", "import", str(FILE), "--to", molva.url),
-            *("--rate-column", "y", "--item-column", "d", "--connections", "8"),
+            *("--rate-column", "y", "--item-column", "d"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

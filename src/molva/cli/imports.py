@@ -29,7 +29,7 @@ __all__ = ["import_"]
 @click.option(
     "--connections",
     type=click.IntRange(1, 256),
-    default=8,
+    default=16,
     show_default=True,
     help="Connections to use; an item's rows share one.",
 )

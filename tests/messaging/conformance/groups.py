@@ -18,6 +18,7 @@ from tests.messaging.conformance.harness import (
     bodies,
     collector,
     eventually,
+    key_in_lane,
     numbered,
     running_with,
     take,
@@ -69,6 +70,30 @@ class Groups(Suite):
         async with asyncio.timeout(3.0):
             got = bodies(await waiting[0]) + bodies(await waiting[1])
         assert sorted(got) == [b"1", b"2"]
+
+    async def test_a_lane_stays_with_its_owner_while_it_works_on_a_message(
+        self, h: TopicHarness
+    ) -> None:
+        clock = h.use_manual_clock()
+        topic, owner = await h.topic(lanes=2), await h.subscription()
+        await topic.send(Message(b"1", key=key_in_lane(1, 2)))
+        [delivery] = await owner.receive(wait=0.0)
+        newcomer = await h.subscription()
+        await topic.send(Message(b"2", key=key_in_lane(1, 2)))
+
+        meanwhile = []
+        for _ in range(3):
+            await clock.pass_time(h.share_interval)
+            for consumer in (newcomer, owner):
+                meanwhile += await consumer.receive(wait=0.0)
+        await delivery.ack()
+        await clock.pass_time(h.share_interval)
+        await owner.receive(wait=0.0)
+        await clock.pass_time(h.share_interval)
+        afterwards = await newcomer.receive(10, wait=0.0)
+
+        assert meanwhile == []
+        assert bodies(afterwards) == [b"2"]
 
     async def test_start_earliest_gets_what_was_stored_before(self, h: TopicHarness) -> None:
         topic = await h.topic()
