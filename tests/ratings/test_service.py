@@ -149,6 +149,17 @@ class TestRunning:
         for worker in workers:
             assert worker.stop() == 0
 
+    def test_one_command_runs_several_workers(self, start_molva: StartMolva) -> None:
+        molva = start_molva("--workers", "0")
+        for number in range(50):
+            molva.request("POST", f"/rate?rate={number % 11}&item={number}")
+        workers = start_molva("--workers", "3", command="work", data=molva.data, ready=False)
+
+        assert molva.wait_counted(50)["count"] == 50
+        wait_until(lambda: workers.log.count("taking ratings") == 3)
+        assert len(psutil.Process(workers.process.pid).children()) == 3
+        assert workers.stop() == 0
+
     def test_a_killed_child_is_started_again(self, start_molva: StartMolva) -> None:
         molva = start_molva()
         time.sleep(1.6)  # it had been at work for a while

@@ -36,11 +36,23 @@ class _LazyGroup(click.Group):
         module, attribute, _ = _COMMANDS[cmd_name]
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
+        _name_variables(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_) for name, (_, _, help_) in _COMMANDS.items()])
+
+
+def _name_variables(command: click.Command) -> None:
+    """Let every option be given as a variable too: --rate-column as MOLVA_RATE_COLUMN."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.envvar is None:
+            option.envvar = f"MOLVA_{str(option.name).upper()}"
+            option.show_envvar = True
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _name_variables(inner)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,7 +12,14 @@ from molva.cli.exits import USAGE, fail
 if TYPE_CHECKING:
     from molva.ratings.deployment import Deployment
 
-__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "deployment_options", "http_options", "json_option"]
+__all__ = [
+    "DEFAULT_HOST",
+    "DEFAULT_PORT",
+    "deployment_options",
+    "http_options",
+    "json_option",
+    "workers_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -113,11 +120,23 @@ def http_options(command: F) -> F:
     return command
 
 
+def workers_option(command: F) -> F:
+    """Add --workers."""
+    return click.option(
+        "--workers",
+        envvar="MOLVA_WORKERS",
+        type=click.IntRange(0, 64),
+        default=1,
+        show_default=True,
+        help="Worker processes.",
+    )(command)
+
+
 def json_option(command: F) -> F:
     """Add --json, for programs that read the output."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
-        command
-    )
+    return click.option(
+        "--json", "as_json", is_flag=True, envvar="MOLVA_JSON", help="Print JSON, for programs."
+    )(command)
 
 
 def _make_folder(folder: Path) -> None:

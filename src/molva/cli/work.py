@@ -1,7 +1,8 @@
-"""``molva work``: one worker."""
+"""``molva work``: one worker, or several that are kept running."""
 
 import asyncio
 import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,9 @@ import click
 
 from molva._base.collector import calm_collector
 from molva.cli.exits import translated_errors
-from molva.cli.options import deployment_options
-from molva.cli.running import run_until_signal, set_up_logging
+from molva.cli.options import deployment_options, workers_option
+from molva.cli.running import run_until_signal, set_up_logging, tell_parent_ready
+from molva.cli.supervising import supervise, worker_children
 
 if TYPE_CHECKING:
     from molva.ratings.deployment import Deployment
@@ -20,11 +22,22 @@ __all__ = ["work"]
 
 @click.command()
 @deployment_options
-def work(deployment: "Deployment", data: Path) -> None:
-    """Run one worker: it takes ratings from the broker and counts them in the ledger.
+@workers_option
+def work(deployment: "Deployment", data: Path, workers: int) -> None:
+    """Run workers: they take ratings from the broker and count them in the ledger.
 
     Any number may run; they share the ratings, and those of one item keep their order.
     """
+    if workers != 1:
+        sys.exit(
+            supervise(
+                worker_children(workers),
+                deployment,
+                data=data,
+                environment={},
+                on_ready=lambda: click.echo(f"molva work: {workers} workers", err=True),
+            )
+        )
     from molva.ratings.worker import Worker
 
     async def main(stop: asyncio.Event) -> None:
@@ -42,6 +55,7 @@ def work(deployment: "Deployment", data: Path) -> None:
                 clock=deployment.clock,
             )
             calm_collector()
+            tell_parent_ready()
             click.echo("molva work: taking ratings", err=True)
             working = asyncio.ensure_future(worker.run())
             stopping = asyncio.ensure_future(stop.wait())

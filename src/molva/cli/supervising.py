@@ -1,0 +1,56 @@
+"""Running other commands as children: what ``up`` and ``work --workers`` share."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from molva.cli import exits
+from molva.cli.running import PARENT_PIPE, READY_PIPE
+
+if TYPE_CHECKING:
+    from molva.ratings.deployment import Deployment
+    from molva.ratings.supervisor import Child
+
+__all__ = ["supervise", "worker_children"]
+
+
+def worker_children(number: int) -> "list[Child]":
+    """Return so many workers to run."""
+    from molva.ratings.supervisor import Child
+
+    return [Child(f"work {at}", ["work"]) for at in range(1, number + 1)]
+
+
+def supervise(
+    children: "Sequence[Child]",
+    deployment: "Deployment",
+    *,
+    data: Path,
+    environment: Mapping[str, str],
+    inherit: Sequence[int] = (),
+    on_ready: Callable[[], None],
+) -> int:
+    """Keep children running on a deployment until a signal; return the exit code."""
+    from molva.ratings.supervisor import Supervisor
+
+    # The writing end stays open for as long as we live; the children watch the other.
+    parent_reader, _parent_writer = os.pipe()
+    ready_reader, ready_writer = os.pipe()
+    supervisor = Supervisor(
+        children,
+        inherit=(*inherit, parent_reader, ready_writer),
+        # Not as arguments: a URL may hold a password, and arguments are public.
+        environment={
+            PARENT_PIPE: str(parent_reader),
+            READY_PIPE: str(ready_writer),
+            "MOLVA_DATA": str(data.absolute()),
+            "MOLVA_BROKER": deployment.broker,
+            "MOLVA_LEDGER": deployment.ledger,
+            "MOLVA_CATALOG": deployment.catalog,
+            "MOLVA_WORKERS": "1",
+            **environment,
+        },
+        fatal=frozenset({exits.USAGE, exits.IN_USE, exits.INCOMPATIBLE, exits.UNMET_PROMISE}),
+    )
+    return supervisor.run(ready=ready_reader, on_ready=on_ready)
