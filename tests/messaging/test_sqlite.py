@@ -5,8 +5,9 @@ from pathlib import Path
 import apsw
 import pytest
 
+from molva.messaging import Action, Message
 from molva.messaging.drivers import _sqlite_subscription
-from tests.messaging.conformance import TopicConformance, TopicHarness
+from tests.messaging.conformance import TopicConformance, TopicHarness, bodies
 
 
 class SQLiteHarness(TopicHarness):
@@ -44,3 +45,23 @@ class TestSQLite(TopicConformance):
     @pytest.fixture(params=["loop", "thread"])
     def harness(self, tmp_path: Path, request: pytest.FixtureRequest) -> TopicHarness:
         return SQLiteHarness(tmp_path, request.param)
+
+
+async def test_offsets_are_never_used_again_once_every_message_was_deleted(tmp_path: Path) -> None:
+    h = SQLiteHarness(tmp_path, "loop")
+    clock = h.use_manual_clock()
+    topic, subscription = await h.topic(), await h.subscription()
+    # As many as an idle consumer deletes at a time, and the one that it begins with.
+    await topic.send_many([Message(b"old") for _ in range(2_001)])
+    while deliveries := await subscription.receive(5_000, wait=0.0):
+        await subscription.settle([(delivery, Action.ACK) for delivery in deliveries])
+    await clock.pass_time(1.0)
+    assert await h.kept() == 0
+    await topic.close()
+    await subscription.close()
+
+    topic, subscription = await h.topic(), await h.subscription()
+    await topic.send(Message(b"new"))
+
+    assert bodies(await subscription.receive(10, wait=0.0)) == [b"new"]
+    await h.close()

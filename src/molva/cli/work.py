@@ -11,7 +11,7 @@ import click
 from molva._base.collector import calm_collector
 from molva.cli.exits import translated_errors
 from molva.cli.options import deployment_options, workers_option
-from molva.cli.running import run_until_signal, set_up_logging, tell_parent_ready
+from molva.cli.running import run_until_signal, set_up_logging
 from molva.cli.supervising import supervise, worker_children
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def work(deployment: "Deployment", data: Path, workers: int) -> None:
                 deployment,
                 data=data,
                 environment={},
-                on_ready=lambda: click.echo(f"molva work: {workers} workers", err=True),
+                on_ready=lambda: None,  # each worker says for itself that it has begun
             )
         )
     from molva.ratings.worker import Worker
@@ -55,7 +55,6 @@ def work(deployment: "Deployment", data: Path, workers: int) -> None:
                 clock=deployment.clock,
             )
             calm_collector()
-            tell_parent_ready()
             click.echo("molva work: taking ratings", err=True)
             working = asyncio.ensure_future(worker.run())
             stopping = asyncio.ensure_future(stop.wait())

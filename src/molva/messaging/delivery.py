@@ -1,14 +1,26 @@
 """A delivery: one hand-over of a message, to be settled once."""
 
-from typing import TYPE_CHECKING, final
+from collections.abc import Sequence
+from typing import Protocol, final
 
 from molva.messaging.driver import Action, Token
 from molva.messaging.message import Message
 
-if TYPE_CHECKING:
-    from molva.messaging.subscription import Subscription
+__all__ = ["Delivery", "Settles"]
 
-__all__ = ["Delivery"]
+
+class Settles(Protocol):
+    """What a delivery needs of the subscription that it came from."""
+
+    async def settle(
+        self,
+        settlements: "Sequence[tuple[Delivery, Action]]",
+        *,
+        delay: float = 0.0,
+        reason: str = "",
+    ) -> None:
+        """Settle deliveries; see ``Subscription.settle``."""
+        ...
 
 
 @final
@@ -28,9 +40,7 @@ class Delivery:
 
     __slots__ = ("_subscription", "attempt", "message", "settled", "token")
 
-    def __init__(
-        self, message: Message, attempt: int, token: Token, subscription: "Subscription"
-    ) -> None:
+    def __init__(self, message: Message, attempt: int, token: Token, subscription: Settles) -> None:
         self.message = message
         self.attempt = attempt
         self.token = token

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
-import random
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Final, cast, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
+from molva.messaging._retry import Retries
+from molva.messaging._running import Runner
 from molva.messaging.delivery import Delivery
 from molva.messaging.driver import (
     Action,
@@ -34,11 +35,6 @@ _logger: Final = logging.getLogger("molva.messaging")
 # Hand-overs of one message before it becomes a dead letter. As most brokers' users set it:
 # fewer gives up on a short outage, more keeps a lane waiting behind a poisonous message.
 _MAX_ATTEMPTS: Final = 5
-
-# Seconds before the second attempt, doubled for each further one up to the limit. A
-# quarter of it is random, so that consumers that failed together do not return together.
-_FIRST_DELAY: Final = 0.5
-_LONGEST_DELAY: Final = 60.0
 
 # Seconds that one call to the driver waits for a message before it looks whether it should
 # stop. Drivers wake at once; this bounds nothing that a user sees.
@@ -87,14 +83,13 @@ async def open_subscription(
         >>> asyncio.run(main())
         b'7'
     """
-    if max_attempts < 1:
-        raise ValueError(f"max_attempts={max_attempts} is refused; at least 1 is accepted")
+    retries = Retries(max_attempts)
     parsed = BrokerURL.parse(url)
     driver = await load_driver(parsed).open_subscription(parsed, clock=clock)
     return Subscription(
         cast(SubscriptionDriver, driver),
         shown_url=str(parsed),
-        max_attempts=max_attempts,
+        retries=retries,
         clock=clock,
     )
 
@@ -108,13 +103,12 @@ class Subscription:
     """
 
     def __init__(
-        self, driver: SubscriptionDriver, *, shown_url: str, max_attempts: int, clock: Clock
+        self, driver: SubscriptionDriver, *, shown_url: str, retries: Retries, clock: Clock
     ) -> None:
         self._driver = driver
         self._shown_url = shown_url
-        self._max_attempts = max_attempts
+        self._retries = retries
         self._clock = clock
-        self._random = random.Random()  # jitter, no secret
         self._closed = False
         self._stopping = asyncio.Event()
 
@@ -220,7 +214,15 @@ class Subscription:
         """
         if concurrency < 1:
             raise ValueError(f"concurrency={concurrency} is refused; at least 1 is accepted")
-        runner = _Runner(self, handler, concurrency)
+        runner = Runner(
+            handler,
+            concurrency=concurrency,
+            prefetch=concurrency * _PREFETCH,
+            retries=self._retries,
+            give_back=self._give_back,
+            stopping=self._stopping,
+            clock=self._clock,
+        )
         try:
             while room := await runner.room():
                 for delivery in await self._receive_or_stop(room):
@@ -262,17 +264,12 @@ class Subscription:
     def __repr__(self) -> str:
         return f"<Subscription {self._shown_url}>"
 
-    def retry_delay(self, attempt: int) -> float:
-        """Return the seconds to wait after the failed ``attempt``, with jitter."""
-        longest = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (attempt - 1))
-        return longest * (0.75 + 0.25 * self._random.random())
-
     def _settlement(
         self, delivery: Delivery, action: Action, delay: float, reason: str
     ) -> Settlement:
         if action is Action.ACK:
             return Settlement(delivery.token, action)
-        if action is Action.NACK and delivery.attempt >= self._max_attempts:
+        if action is Action.NACK and delivery.attempt >= self._retries.max_attempts:
             action = Action.REJECT
             reason = reason or f"given back at attempt {delivery.attempt}, the last one"
         return Settlement(delivery.token, action, delay, reason, delivery.attempt)
@@ -313,138 +310,3 @@ class Subscription:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"{self._shown_url}: the subscription was closed")
-
-
-@final
-class _Runner:
-    """The handlers of one ``run``: side by side across keys, in order within one."""
-
-    def __init__(
-        self,
-        subscription: Subscription,
-        handler: Callable[[Delivery], Awaitable[object]],
-        concurrency: int,
-    ) -> None:
-        self._subscription = subscription
-        self._handler = handler
-        self._slots = asyncio.Semaphore(concurrency)
-        self._most = concurrency * _PREFETCH
-        # For each key the deliveries that wait for the one that runs, oldest first.
-        self._lines: dict[object, deque[Delivery]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._held = 0
-        self._freed = asyncio.Event()
-        # Set when no further handler may begin.
-        self._ending = asyncio.Event()
-
-    async def room(self) -> int:
-        """Return how many more deliveries may be started; wait until it is at least one.
-
-        Zero once the subscription was stopped.
-        """
-        stopping = self._subscription._stopping
-        while self._held >= self._most and not stopping.is_set():
-            self._freed.clear()
-            await _first_of(self._freed.wait(), stopping.wait())
-        return 0 if stopping.is_set() else self._most - self._held
-
-    def start(self, delivery: Delivery) -> None:
-        """Run the handler for a delivery, behind those of its key."""
-        self._held += 1
-        key = delivery.message.key
-        # Without a key there is no order to keep: every message is a line of its own.
-        line: object = delivery.message.id if key is None else key
-        waiting = self._lines.get(line)
-        if waiting is not None:
-            waiting.append(delivery)
-            return
-        waiting = self._lines[line] = deque([delivery])
-        task = asyncio.get_running_loop().create_task(self._work_off(line, waiting))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def cancel(self) -> None:
-        """Cancel the handlers under way."""
-        for task in self._tasks:
-            task.cancel()
-
-    async def finish(self) -> None:
-        """Let the handlers under way end; what waits for its turn is given back."""
-        self._ending.set()
-        if self._tasks:
-            try:
-                await asyncio.wait(self._tasks)
-            except asyncio.CancelledError:
-                self.cancel()
-                await asyncio.wait(self._tasks)
-                raise
-
-    async def _work_off(self, line: object, waiting: deque[Delivery]) -> None:
-        try:
-            while waiting:
-                async with self._slots:
-                    if self._ending.is_set():
-                        return
-                    delay = await self._handle(waiting[0])
-                if delay is None:
-                    waiting.popleft()
-                    self._held -= 1
-                    self._freed.set()
-                else:
-                    # The message stays with us, since its key must wait for it; its slot
-                    # is free meanwhile, since the others need not.
-                    clock = self._subscription._clock
-                    await _first_of(clock.sleep(delay), self._ending.wait())
-        finally:
-            del self._lines[line]
-            self._held -= len(waiting)
-            self._freed.set()
-            await self._subscription._give_back(waiting)
-
-    async def _handle(self, delivery: Delivery) -> float | None:
-        """Run the handler once; return the seconds until it is to run again, if it is."""
-        try:
-            try:
-                await self._handler(delivery)
-            except Exception as error:  # noqa: BLE001 - the handler's, whatever it is
-                return await self._fail(delivery, error)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and not task.cancelling():
-                    # The handler's own doing, which counts: it may do so every time.
-                    await delivery.nack()
-                raise
-            await delivery.ack()
-        except LeaseLostError as error:
-            _logger.warning("%s", error)
-        except MessagingError as error:
-            _logger.warning("%r could not be settled and will come again: %s", delivery, error)
-            subscription = self._subscription
-            delay = subscription.retry_delay(delivery.attempt)
-            await subscription._give_back([delivery], delay=delay)
-        return None
-
-    async def _fail(self, delivery: Delivery, error: Exception) -> float | None:
-        """Decide about a failed handler; return the seconds until it is to run again."""
-        if delivery.settled:
-            _logger.warning("the handler settled %r, then raised %r", delivery, error)
-            return None
-        subscription = self._subscription
-        if delivery.attempt >= subscription._max_attempts:
-            _logger.error("%r failed for the last time: %r", delivery, error)
-            await delivery.reject(f"{type(error).__name__}: {error}")
-            return None
-        delay = subscription.retry_delay(delivery.attempt)
-        _logger.warning("%r failed, next try in %.1f s: %r", delivery, delay, error)
-        delivery.attempt += 1
-        return delay
-
-
-async def _first_of(*waits: Coroutine[object, object, object]) -> None:
-    """Wait until the first of several waits is over; give up the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
