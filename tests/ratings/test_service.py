@@ -63,7 +63,7 @@ class TestStarting:
     def test_it_says_what_to_open(self, start_molva: StartMolva) -> None:
         molva = start_molva()
 
-        assert f"http://localhost:{molva.port}/" in molva.log
+        wait_until(lambda: f"http://localhost:{molva.port}/" in molva.log)
         assert "survive: kill, power" in molva.log
 
     def test_a_second_up_on_the_same_data_is_refused(self, start_molva: StartMolva) -> None:
