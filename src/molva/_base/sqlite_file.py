@@ -33,6 +33,7 @@ __all__ = [
     "NewerFileError",
     "SQLiteFileError",
     "UnusableFileError",
+    "error_marker",
     "open_sqlite",
     "probe_fsync",
     "transaction",
@@ -139,7 +140,8 @@ def open_sqlite(
     except BaseException:
         connection.close()
         raise
-    if is_new and vfs is None:
+    if vfs is None:
+        # Each time: whoever made the file may have been killed before it came this far.
         # SQLite syncs files, not the entry of a new main file in its folder.
         _sync_directory(os.path.dirname(os.path.abspath(path)))
     return connection
@@ -164,7 +166,10 @@ def _prepare(
     connection.execute("BEGIN")
     version = _check_identity(connection, path, kind, application_id, migrations)
     connection.execute("COMMIT")
-    _use_wal(connection)
+    _use_wal(connection, path)
+    # macOS: there a plain fsync leaves the data in the drive's cache. No effect elsewhere.
+    connection.pragma("fullfsync", True)
+    connection.pragma("checkpoint_fullfsync", True)
     connection.pragma("synchronous", "full")
     connection.pragma("journal_size_limit", _WAL_LIMIT_BYTES)
     connection.wal_autocheckpoint(CHECKPOINT_PAGES)
@@ -176,7 +181,7 @@ def _prepare(
                 connection.execute(script)
             connection.pragma("application_id", application_id)
             connection.pragma("user_version", len(migrations))
-    _settle_wal(connection)
+    _settle_wal(connection, path)
     connection.set_busy_timeout(0)
 
 
@@ -207,7 +212,7 @@ def _check_identity(
     return version
 
 
-def _use_wal(connection: apsw.Connection) -> None:
+def _use_wal(connection: apsw.Connection, path: str) -> None:
     """Switch to WAL mode, waiting for another process that does the same.
 
     SQLite does not wait here by itself: switching needs the file alone, and two processes
@@ -216,27 +221,47 @@ def _use_wal(connection: apsw.Connection) -> None:
     deadline = time.monotonic() + _OPEN_TIMEOUT
     while True:
         try:
-            connection.pragma("journal_mode", "wal")
+            mode = connection.pragma("journal_mode", "wal")
         except apsw.BusyError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-        else:
-            return
+            continue
+        if mode != "wal":
+            raise UnusableFileError(
+                path, "WAL mode is not to be had here; it needs a local disk and shared memory"
+            )
+        return
 
 
-def _settle_wal(connection: apsw.Connection) -> None:
+def error_marker(path: str) -> str:
+    """Return the file that says that a process met an I/O error while it wrote ``path``."""
+    return f"{path}-ioerror"
+
+
+def _settle_wal(connection: apsw.Connection, path: str) -> None:
     """Copy what an earlier process left in the WAL, so that nothing is written behind it.
 
     After a failed fsync the kernel marks the pages clean although the disk never got
     them. Such a commit may stand in the WAL, readable now and gone after a power cut,
     together with whatever follows it. Copying writes its pages anew, into the main file,
-    and the fsync of that counts. Where readers or another writer are at work this file is
-    in use and sound as far as they know; then the copy is left to a later commit.
+    and the fsync of that counts.
+
+    Where a process has left word of an I/O error this must succeed, and opening fails until
+    it does. Elsewhere readers or a writer at work are no reason to wait for long: the file
+    is sound, and a later commit copies it.
     """
-    with contextlib.suppress(apsw.BusyError):
-        connection.set_busy_timeout(200)
+    marker = error_marker(path)
+    must = os.path.exists(marker)
+    connection.set_busy_timeout(round(_OPEN_TIMEOUT * 1_000) if must else 200)
+    try:
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    except apsw.BusyError:
+        if must:
+            raise
+    else:
+        if must:
+            os.unlink(marker)
 
 
 @contextlib.contextmanager

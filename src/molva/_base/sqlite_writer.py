@@ -19,6 +19,7 @@ new process opens the file anew and puts it in order first (``open_sqlite``).
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final, Literal, TypeVar, final
 
@@ -27,6 +28,7 @@ import apsw
 from molva._base.sqlite_file import (
     CHECKPOINT_PAGES,
     SQLiteFileError,
+    error_marker,
     probe_fsync,
     transaction,
 )
@@ -100,6 +102,11 @@ class SQLiteWriter:
         """Whether an I/O error has ended all writing."""
         return self._broken is not None
 
+    def check(self) -> None:
+        """Raise BrokenFileError if an I/O error has ended all writing."""
+        if self._broken is not None:
+            raise BrokenFileError(self._path, "was given up after an I/O error") from self._broken
+
     async def write(self, work: Callable[[apsw.Connection], T]) -> T:
         """Run ``work`` in one transaction and commit it; return what it returned.
 
@@ -112,10 +119,7 @@ class SQLiteWriter:
             BrokenFileError: An I/O error, now or in an earlier call.
         """
         async with self._lock:
-            if self._broken is not None:
-                raise BrokenFileError(self._path, "was given up after an I/O error") from (
-                    self._broken
-                )
+            self.check()
             try:
                 if self._on_loop:
                     try:
@@ -180,6 +184,10 @@ class SQLiteWriter:
 
     def _give_up(self, error: apsw.IOError) -> None:
         self._broken = error
+        # Whoever opens the file next has to copy the WAL before it writes, and not just
+        # try to. Not synced: after a power cut there is nothing left to copy.
+        with contextlib.suppress(OSError):
+            open(error_marker(self._path), "wb").close()
         # The last connection to close copies the WAL into the file otherwise.
         self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._connection.close(True)

@@ -97,6 +97,7 @@ class Capabilities:
         survives: What a stored message outlives, out of ``kill`` (of any process),
             ``power`` (a cut) and ``node`` (loss of a machine).
         max_body_bytes: The largest body that is taken.
+        shared: Whether other processes reach what this one stores.
     """
 
     delivery: Literal["at-least-once", "at-most-once"]
@@ -104,6 +105,7 @@ class Capabilities:
     capacity: Literal["exact", "approximate", "none"]
     survives: frozenset[str]
     max_body_bytes: int
+    shared: bool = True
 
 
 @final
@@ -165,6 +167,10 @@ class TopicDriver(Protocol):
 
     async def stat(self) -> TopicStat | None:
         """Return what the topic holds; None where the broker cannot tell."""
+        ...
+
+    async def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
+        """Return up to ``limit`` dead letters of a subscription, oldest first."""
         ...
 
     async def close(self) -> None:

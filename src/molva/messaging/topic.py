@@ -8,7 +8,7 @@ from typing import Final, cast, final
 from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva._base.ids import ID_BYTES
 from molva.messaging._batching import Batcher
-from molva.messaging.driver import Capabilities, Outcome, TopicDriver, TopicStat
+from molva.messaging.driver import Capabilities, DeadLetter, Outcome, TopicDriver, TopicStat
 from molva.messaging.errors import (
     ClosedError,
     MessageTooLargeError,
@@ -152,9 +152,16 @@ class Topic:
 
     async def stat(self) -> TopicStat | None:
         """Return what the topic holds; None where the broker cannot tell."""
-        if self._closed:
-            raise ClosedError(f"{self._shown_url}: the topic was closed")
+        self._check_open()
         return await self._driver.stat()
+
+    async def dead_letters(self, subscription: str, limit: int = 100) -> list[DeadLetter]:
+        """Return up to ``limit`` dead letters of a subscription, oldest first.
+
+        Looking from here takes nothing from those who consume.
+        """
+        self._check_open()
+        return await self._driver.dead_letters(subscription, limit)
 
     async def close(self) -> None:
         """Store what was sent, then release the broker. Idempotent."""
@@ -191,6 +198,10 @@ class Topic:
         if queueing and self._batcher.waiting >= _MAX_WAITING:
             self.counters.refused_full += 1
             raise QueueFullError(_MAX_WAITING)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self._shown_url}: the topic was closed")
 
     def _full(self) -> QueueFullError:
         return QueueFullError(self._driver.capacity or 0)

@@ -17,7 +17,7 @@ from molva._base.sqlite_file import (
 from molva._base.sqlite_writer import BrokenFileError, CommitOn, SQLiteWriter
 from molva._base.url import one_of, positive_integer
 from molva.messaging._lanes import MAX_LANES
-from molva.messaging.driver import Capabilities, SubscriptionStat, TopicStat
+from molva.messaging.driver import Capabilities, DeadLetter, SubscriptionStat, TopicStat
 from molva.messaging.errors import (
     BrokenBrokerError,
     IncompatibleBrokerError,
@@ -57,6 +57,7 @@ _MIGRATIONS: Final = (
         topic_id        INTEGER NOT NULL REFERENCES topic,
         name            TEXT NOT NULL,
         start_offset    INTEGER NOT NULL,
+        dead            INTEGER NOT NULL DEFAULT 0,
         created_at_us   INTEGER NOT NULL,
         UNIQUE (topic_id, name)
     ) STRICT;
@@ -286,9 +287,7 @@ class SQLiteSide:
             rows = select(
                 self._reads,
                 """
-                SELECT s.name, s.start_offset + sum(w.settled), min(w.offset),
-                       (SELECT count(*) FROM dead_letter d
-                        WHERE d.subscription_id = s.subscription_id)
+                SELECT s.name, s.start_offset + sum(w.settled), min(w.offset), s.dead
                 FROM subscription s JOIN watermark w USING (subscription_id)
                 WHERE s.topic_id = ? GROUP BY s.subscription_id
                 """,
@@ -306,6 +305,21 @@ class SQLiteSide:
                         oldest = max(0.0, (clock.now_us() - stored_at_us) / 1e6)
                 found[name] = SubscriptionStat(last - settled, dead, oldest)
         return TopicStat(last, found)
+
+    def _dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
+        rows = select(
+            self._reads,
+            """
+            SELECT d.body, d.id, d.key, d.headers, d.reason, d.attempts, d.died_at_us
+            FROM dead_letter d JOIN subscription s USING (subscription_id)
+            WHERE s.topic_id = ? AND s.name = ? ORDER BY d.dead_letter_id LIMIT ?
+            """,
+            (self._topic_id, subscription, limit),
+        )
+        return [
+            DeadLetter(message_of(id_, key, headers, body), reason, attempts, died_at_us)
+            for body, id_, key, headers, reason, attempts, died_at_us in rows
+        ]
 
     def _trim(self, connection: apsw.Connection, upto: int) -> None:
         # Looked up again, in this very transaction: a subscription that was made since the

@@ -149,7 +149,15 @@ class Waker:
         self._pipes: dict[str, int] = {}
 
     def wake(self) -> None:
-        """Tell all consumers that something was stored. Never blocks."""
+        """Tell all consumers that something was stored. Never blocks, never raises.
+
+        It is a courtesy: what was stored is stored, and a consumer that is not woken
+        looks for itself a moment later.
+        """
+        with contextlib.suppress(OSError):
+            self._wake()
+
+    def _wake(self) -> None:
         try:
             stamp = os.stat(self._folder).st_mtime_ns
         except FileNotFoundError:

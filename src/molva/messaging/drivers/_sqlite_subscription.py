@@ -8,6 +8,7 @@ from typing import Any, Final, cast, final
 import apsw
 
 from molva._base.clock import Clock
+from molva._base.seldom import SeldomLog
 from molva._base.sqlite_file import SQLiteFileError
 from molva._base.sqlite_writer import BrokenFileError, SQLiteWriter
 from molva.messaging._lanes import LaneReader, LaneToken, Scan, Watermark
@@ -54,6 +55,7 @@ class SQLiteSubscription(SQLiteSide):
     ) -> None:
         super().__init__(writer, reads, topic_id, lanes)
         self._members = members
+        self._log = SeldomLog(_logger, clock)
         self._reader = reader
         self._subscription_id = subscription_id
         self._clock = clock
@@ -75,6 +77,7 @@ class SQLiteSubscription(SQLiteSide):
         with translated():
             deadline = self._clock.monotonic() + wait
             while True:
+                self._writer.check()
                 await self._share_lanes()
                 if self._closed:
                     return []  # what the descriptors named may be something else by now
@@ -94,6 +97,8 @@ class SQLiteSubscription(SQLiteSide):
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs; dead letters are stored before this returns."""
         reader = self._reader
+        with translated():
+            self._writer.check()
         rejected = [s for s in settlements if s.action is Action.REJECT]
         if rejected:
             with translated():
@@ -119,25 +124,12 @@ class SQLiteSubscription(SQLiteSide):
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters of this subscription, oldest first."""
         with translated():
-            rows = select(
-                self._reads,
-                """
-                SELECT body, id, key, headers, reason, attempts, died_at_us FROM dead_letter
-                WHERE subscription_id = ? ORDER BY dead_letter_id LIMIT ?
-                """,
-                (self._subscription_id, limit),
-            )
-        return [
-            DeadLetter(message_of(id_, key, headers, body), reason, attempts, died_at_us)
-            for body, id_, key, headers, reason, attempts, died_at_us in rows
-        ]
+            return self._dead_letters(self._name(), limit)
 
     async def stat(self) -> SubscriptionStat:
         """Return what waits."""
         with translated():
-            sql = "SELECT name FROM subscription WHERE subscription_id = ?"
-            [(name,)] = select(self._reads, sql, (self._subscription_id,))
-            return self._stat(self._clock).subscriptions[name]
+            return self._stat(self._clock).subscriptions[self._name()]
 
     async def close(self) -> None:
         """Write the watermarks, free the lanes, release the file."""
@@ -156,6 +148,12 @@ class SQLiteSubscription(SQLiteSide):
                 self._members.close()
                 self._reads.close()
                 await self._writer.close()
+
+    def _name(self) -> str:
+        sql = "SELECT name FROM subscription WHERE subscription_id = ?"
+        [(name,)] = select(self._reads, sql, (self._subscription_id,))
+        assert isinstance(name, str)
+        return name
 
     # Lanes ------------------------------------------------------------------------------
 
@@ -179,8 +177,9 @@ class SQLiteSubscription(SQLiteSide):
             await self._write_watermarks()
             if self._closed:
                 return
-            # Asked anew: another receive may have come this far meanwhile.
-            for lane in self._reader.left():
+            # Asked anew: another receive may have come this far meanwhile. And no others:
+            # what became free during the write has a watermark that is not written.
+            for lane in set(left) & set(self._reader.left()):
                 self._reader.disown(lane)
                 self._members.free_lane(lane)
         for lane in meant - self._reader.lanes:
@@ -251,6 +250,7 @@ class SQLiteSubscription(SQLiteSide):
         held = [s for s in rejected if self._reader.holds(cast(LaneToken, s.token))]
 
         def work(connection: apsw.Connection) -> None:
+            before = connection.total_changes()
             connection.executemany(
                 f"""
                 INSERT OR IGNORE INTO dead_letter
@@ -263,6 +263,11 @@ class SQLiteSubscription(SQLiteSide):
                     for s in held
                     for token in [cast(LaneToken, s.token)]
                 ),
+            )
+            # Counted as they come: counting them anew takes longer the more there are.
+            connection.execute(
+                "UPDATE subscription SET dead = dead + ? WHERE subscription_id = ?",
+                (connection.total_changes() - before, self._subscription_id),
             )
 
         await self._writer.write(work)
@@ -278,7 +283,7 @@ class SQLiteSubscription(SQLiteSide):
                 except BrokenFileError:
                     return  # whoever settles or receives next is told
                 except SQLiteFileError as error:
-                    _logger.warning("watermarks are not written, messages may repeat: %s", error)
+                    self._log.warning("watermarks are not written, messages may repeat: %s", error)
                     continue
                 if not wrote and not trimmed:
                     return
@@ -294,9 +299,13 @@ class SQLiteSubscription(SQLiteSide):
             connection.executemany(
                 """
                 UPDATE watermark SET offset = ?, settled = ?
-                WHERE subscription_id = ? AND lane = ?
+                WHERE subscription_id = ? AND lane = ? AND offset < ?
                 """,
-                ((w.offset, w.settled, self._subscription_id, w.lane) for w in watermarks),
+                # Never back: a lane that was handed over may be further by now.
+                (
+                    (w.offset, w.settled, self._subscription_id, w.lane, w.offset)
+                    for w in watermarks
+                ),
             )
 
         await self._writer.write(work)

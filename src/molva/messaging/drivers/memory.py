@@ -63,6 +63,7 @@ _CAPABILITIES: Final = Capabilities(
     capacity="exact",
     survives=frozenset(),
     max_body_bytes=500_000_000,
+    shared=False,
 )
 
 _START: Final = one_of("earliest", "latest")
@@ -203,6 +204,11 @@ class MemoryTopic:
     async def stat(self) -> TopicStat:
         """Return what the topic holds."""
         return self._log.stat(self._clock)
+
+    async def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
+        """Return up to ``limit`` dead letters of a subscription, oldest first."""
+        reading = self._log.readings.get(subscription)
+        return [] if reading is None else reading.dead[:limit]
 
     async def close(self) -> None:
         """Nothing to release: the broker stays."""

@@ -59,7 +59,7 @@ import apsw
 from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva._base.sqlite_writer import SQLiteWriter, commit_on_loop
 from molva.messaging._lanes import LaneReader, lane_of
-from molva.messaging.driver import Outcome, TopicStat
+from molva.messaging.driver import DeadLetter, Outcome, TopicStat
 from molva.messaging.drivers._sqlite_file import (
     OPTIONS,
     FileOptions,
@@ -160,6 +160,11 @@ class SQLiteTopic(SQLiteSide):
         """Return what the topic holds."""
         with translated():
             return self._stat(self._clock)
+
+    async def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
+        """Return up to ``limit`` dead letters of a subscription, oldest first."""
+        with translated():
+            return self._dead_letters(subscription, limit)
 
     async def close(self) -> None:
         """Release the file."""
