@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # pip keeps its downloads in the clone too; PIP_* set by whoever calls still apply.
+export PIP_CACHE_DIR ?= $(CURDIR)/$(VENV)/pip-cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: run test check format bench lock wheel clean

@@ -1,15 +1,33 @@
 """The commands, run as commands: what they print, what they end with."""
 
+import asyncio
+import contextlib
 import gzip
+import http.server
 import json
+import os
+import signal
 import subprocess
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
 import pytest
 
-from tests.conftest import StartMolva
+from molva.cli.running import PARENT_PIPE, run_until_signal
+from molva.cli.up import _welcome
+from molva.ratings.importer import (
+    Columns,
+    Importer,
+    ImportFailedError,
+    ImportReport,
+    Row,
+    read_rows,
+)
+from tests.conftest import StartMolva, free_port
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -58,6 +76,167 @@ class TestMessages:
         assert result.returncode == 2
         assert word in result.stderr
         assert "Traceback" not in result.stderr
+
+    def test_ctrl_c_ends_pub_and_what_was_typed_is_stored(
+        self, run_molva: Run, tmp_path: Path
+    ) -> None:
+        url = f"sqlite://{tmp_path}/q.db?topic=lines"
+        run_molva("pub", url)  # the file is there
+        with subprocess.Popen(
+            [sys.executable, "-m", "molva", "pub", url],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as pub:
+            assert pub.stdin is not None
+            pub.stdin.write(b"typed\n")
+            pub.stdin.flush()
+
+            # Its stdin is still open: the line does not wait for another.
+            got = run_molva("sub", f"{url}&subscription=s", "--limit", "1")
+            pub.send_signal(signal.SIGINT)
+
+            assert pub.wait(5) == 130
+            assert pub.stderr is not None
+            assert pub.stderr.read() == b""
+        assert got.stdout == "typed\n"
+
+    def test_a_line_may_be_long_and_the_last_unended(self, run_molva: Run, tmp_path: Path) -> None:
+        url = f"sqlite://{tmp_path}/q.db?topic=lines"
+        lines = ["x" * 150_000, "", "end"]
+
+        run_molva("pub", url, "--key", "k", stdin="\n".join(lines))
+        got = run_molva("sub", f"{url}&subscription=s", "--limit", "3")
+
+        assert got.stdout.splitlines() == lines
+
+
+class Answers:
+    """An HTTP server that answers what it is told to, in turn, and then 202."""
+
+    def __init__(self) -> None:
+        self.script: list[tuple[int, dict[str, str]]] = []
+        self.paths: list[float] = []  # when each request came
+        self.silent = threading.Event()  # set: requests get no answer
+        self.done = threading.Event()
+        answers = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                answers.paths.append(time.monotonic())
+                if answers.silent.is_set():
+                    answers.done.wait(20)
+                    return
+                status, headers = answers.script.pop(0) if answers.script else (202, {})
+                self.send_response(status)
+                for name, value in {**headers, "content-length": "0"}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def answers() -> Iterator[Answers]:
+    found = Answers()
+    thread = threading.Thread(target=found.server.serve_forever, args=(0.02,))
+    thread.start()
+    yield found
+    found.done.set()
+    found.server.shutdown()
+    thread.join()
+    found.server.server_close()
+
+
+class TestImporter:
+    def importer(self, url: str, *, connections: int = 2, patience: float = 10.0) -> Importer:
+        return Importer(url, campaign="default", connections=connections, patience=patience)
+
+    def rows(self, number: int) -> list[Row]:
+        return [
+            Row(number=at, id=bytes(16), rate="5", item=str(at), comment="", position=0)
+            for at in range(1, number + 1)
+        ]
+
+    def send(self, importer: Importer, number: int) -> ImportReport:
+        return importer.run(iter(self.rows(number)), lambda _: None)
+
+    @pytest.mark.parametrize("status", [408, 425, 429, 503])
+    def test_what_may_work_later_is_sent_again(self, answers: Answers, status: int) -> None:
+        answers.script = [(status, {"retry-after": "1"})]
+
+        report = self.send(self.importer(answers.url), 1)
+
+        assert (report.stored, report.refused, report.repeated) == (1, 0, 1)
+        assert answers.paths[1] - answers.paths[0] >= 1.0
+
+    def test_other_refusals_are_not_sent_again(self, answers: Answers) -> None:
+        answers.script = [(400, {})]
+
+        report = self.send(self.importer(answers.url), 1)
+
+        assert (report.stored, report.refused, report.repeated) == (0, 1, 0)
+
+    def test_an_odd_retry_after_is_passed_over(self, answers: Answers) -> None:
+        answers.script = [(429, {"retry-after": "\u00b2"}), (429, {"retry-after": "soon"})]
+
+        assert self.send(self.importer(answers.url), 1).stored == 1
+
+    @pytest.mark.parametrize("silent", [False, True])
+    @pytest.mark.parametrize("problem", [KeyboardInterrupt, ImportFailedError])
+    def test_it_ends_within_a_second(
+        self, answers: Answers, problem: type[BaseException], silent: bool
+    ) -> None:
+        if silent:  # each connection is in the middle of a request
+            answers.silent.set()
+
+        def rows() -> Iterator[Row]:
+            yield from self.rows(200)
+            time.sleep(0.3)
+            raise problem("x")
+
+        importer = self.importer(answers.url, connections=64)
+        started = time.monotonic()
+        with pytest.raises(problem):
+            importer.run(rows(), lambda _: None)
+
+        assert time.monotonic() - started < 0.3 + 1.2
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://ann:s3cret@localhost:8081",
+            "ftp://ann:s3cret@localhost",
+            "ann:s3cret@localhost:8081",
+            "http://ann:s3cret@localhost:port",
+            "http://ann@localhost",
+        ],
+    )
+    def test_credentials_are_refused_and_not_shown(self, url: str) -> None:
+        with pytest.raises(ImportFailedError) as caught:
+            self.importer(url)
+
+        assert "s3cret" not in str(caught.value)
+        if url.startswith("http://") and "port" not in url:
+            assert "user or password" in str(caught.value)
+
+    def test_a_damaged_gzip_is_said(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.csv.gz"
+        packed = bytearray(gzip.compress(b"rate\n" + b"5\n" * 50_000))
+        packed[10:40] = b"\xff" * 30
+        path.write_bytes(packed)
+
+        with pytest.raises(ImportFailedError, match="is no CSV"):
+            list(read_rows(path, Columns("rate"), campaign="default"))
 
 
 class TestImport:
@@ -191,13 +370,38 @@ class TestLedger:
         assert result.returncode == 1
         assert json.loads(result.stdout)["differences"] >= 1
 
+    @pytest.mark.parametrize("command", ["total", "verify", "rebuild"])
+    def test_without_a_ledger_nothing_is_made(
+        self, run_molva: Run, tmp_path: Path, command: str
+    ) -> None:
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        for folder in (tmp_path / "none", empty):
+            result = run_molva(command, "--data", str(folder))
+
+            assert result.returncode == 2
+            assert "holds no ledger; is --data right?" in result.stderr
+        assert list(tmp_path.iterdir()) == [empty]
+        assert list(empty.iterdir()) == []
+
+    def test_a_ledger_elsewhere_is_read(self, run_molva: Run, tmp_path: Path) -> None:
+        data = str(tmp_path / "data")
+        run_molva("doctor", "--data", data)
+        url = f"sqlite://{tmp_path}/data/ledger.db"
+
+        result = run_molva("verify", "--data", str(tmp_path / "other"), "--ledger", url)
+
+        assert result.returncode == 0, result.stderr
+
     def test_nothing_to_average_is_said(self, run_molva: Run, data: str) -> None:
+        run_molva("doctor", "--data", data)  # the ledger is there
         result = run_molva("total", "--data", data)
 
         assert (result.returncode, result.stdout) == (0, "")
         assert "nothing to average" in result.stderr
 
     def test_an_unknown_campaign_is_said(self, run_molva: Run, data: str) -> None:
+        run_molva("doctor", "--data", data)
         result = run_molva("total", "--data", data, "--campaign", "nope")
 
         assert result.returncode == 2
@@ -272,6 +476,21 @@ class TestOptions:
         assert result.returncode == 0
         assert data in result.stdout
 
+    def test_a_variable_of_another_command_changes_nothing(self, run_molva: Run, data: str) -> None:
+        put = ["campaign", "put", "--data", data, "stars"]
+
+        run_molva(*put, environment={"MOLVA_WINDOW": "7", "MOLVA_PUT_SCALE": "1-5"})
+
+        listed = json.loads(run_molva("campaign", "list", "--data", data, "--json").stdout)
+        [stars] = [c for c in listed if c["name"] == "stars"]
+        assert stars["window"] != 7
+        assert stars["maximum"] == 5
+
+    def test_the_help_names_the_variables(self, run_molva: Run) -> None:
+        assert "MOLVA_PUB_KEY" in run_molva("pub", "--help").stdout
+        assert "MOLVA_SUB_LIMIT" in run_molva("sub", "--help").stdout
+        assert "MOLVA_RATE_COLUMN" in run_molva("import", "--help").stdout
+
     def test_a_folder_that_cannot_be_made_is_explained(self, run_molva: Run) -> None:
         result = run_molva("doctor", "--data", "/proc/nope")
 
@@ -286,3 +505,59 @@ class TestOptions:
 
         for name in ("up", "serve", "work", "import", "verify", "doctor"):
             assert f"  {name} " in text
+
+
+class TestRunning:
+    def test_draining_without_a_parent_takes_no_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        reader, writer = os.pipe()
+        monkeypatch.setenv(PARENT_PIPE, str(reader))
+        used = 0.0
+
+        async def main(stop: asyncio.Event) -> None:
+            nonlocal used
+            os.close(writer)
+            await stop.wait()
+            before = time.process_time()
+            await asyncio.sleep(0.5)
+            used = time.process_time() - before
+
+        with contextlib.closing(os.fdopen(reader)):
+            run_until_signal(main)
+
+        assert used < 0.1
+
+    @pytest.mark.parametrize(
+        ("host", "shown"),
+        [("::1", "localhost"), ("fe80::2", "[fe80::2]"), ("10.0.0.1", "10.0.0.1")],
+    )
+    def test_the_printed_address_can_be_opened(
+        self, host: str, shown: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        _welcome(host, 8081, Path("data"), 1)
+
+        assert f"open    http://{shown}:8081/\n" in capsys.readouterr().out
+
+    def test_a_closed_stdout_ends_nothing(self, tmp_path: Path) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        port = free_port()
+        with (
+            os.fdopen(writer, "w") as stdout,
+            (tmp_path / "log").open("w") as log,
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "molva", "up"),
+                    *("--port", str(port), "--data", str(tmp_path / "data")),
+                ],
+                stdout=stdout,
+                stderr=log,
+            ) as up,
+        ):
+            deadline = time.monotonic() + 15
+            while "ratings survive" not in (tmp_path / "log").read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.3)
+            assert up.poll() is None
+            up.terminate()
+            assert up.wait(12) == 0

@@ -14,6 +14,7 @@ class FaultyVFS(apsw.VFS):
     Attributes:
         fail_sync: Asked at each fsync of the WAL; True makes it fail.
         fail_write: Asked at each write to the WAL; True says that the disk is full.
+        fail_io: Asked at each write to the WAL; True makes it an I/O error.
         syncs, writes: How often the WAL was synced, and any file written.
     """
 
@@ -21,6 +22,7 @@ class FaultyVFS(apsw.VFS):
         self.vfs_name = f"faulty-{next(_names)}"
         self.fail_sync: Callable[[], bool] = lambda: False
         self.fail_write: Callable[[], bool] = lambda: False
+        self.fail_io: Callable[[], bool] = lambda: False
         self.syncs = self.writes = 0
         super().__init__(self.vfs_name, "")
 
@@ -42,6 +44,8 @@ class _File(apsw.VFSFile):
         self._vfs.writes += 1
         if self._is_wal and self._vfs.fail_write():
             raise apsw.FullError("no space left")
+        if self._is_wal and self._vfs.fail_io():
+            raise apsw.IOError("the disk is dying")
         super().xWrite(data, offset)
 
     def xSync(self, flags: int) -> None:  # noqa: N802

@@ -226,3 +226,42 @@ async def test_closing_says_so_when_the_watermark_cannot_be_written(
     vfs.fail_write = lambda: False
     async with await open_subscription(_healthy(url)) as again:
         assert bodies(await again.receive(10, wait=0.0)) == [b"1"]
+
+
+async def test_a_consumer_whose_watermarks_cannot_be_written_says_so(
+    topic: Topic, url: str, vfs: FaultyVFS
+) -> None:
+    subscription = await open_subscription(f"{url}&subscription=s")
+    try:
+        await topic.send_many([Message(b"1") for _ in range(50)])
+        for delivery in await take(subscription, 10):
+            await delivery.ack()
+        vfs.fail_io = lambda: True
+        await asyncio.sleep(0.4)  # the watermarks meet the error meanwhile
+        vfs.fail_io = lambda: False
+
+        with pytest.raises(BrokenBrokerError):
+            await subscription.receive(10, wait=0)
+    finally:
+        await subscription.close()
+
+    # Another process goes on where the watermarks were last written, and loses nothing.
+    async with await open_subscription(_healthy(url)) as again:
+        assert len(await take(again, 50)) == 50
+
+
+async def test_who_comes_after_an_io_error_copies_the_wal_before_it_writes(
+    topic: Topic, url: str, vfs: FaultyVFS, tmp_path: Path
+) -> None:
+    await topic.send(Message(b"confirmed"))
+    vfs.fail_sync = lambda: True
+    with pytest.raises(BrokenBrokerError):
+        await topic.send(Message(b"refused"))
+    vfs.fail_sync = lambda: False
+    marker = tmp_path / "q.db-ioerror"
+    assert marker.exists()
+    await topic.close()
+
+    async with await open_topic(_healthy(url).replace("&subscription=s", "")):
+        assert not marker.exists()
+        assert (tmp_path / "q.db-wal").stat().st_size == 0

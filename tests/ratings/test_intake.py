@@ -324,6 +324,26 @@ class TestRefused:
             assert answer.document["status"] == status
             assert await site.stored() == []
 
+    @pytest.mark.parametrize(
+        "rate", ["NaN", "Infinity", "7.5", "7.0", "1e2", "11", "-1", "7" * 5_000]
+    )
+    async def test_a_bad_number_in_json_is_named_with_what_would_be_right(
+        self, site: Site, rate: str
+    ) -> None:
+        answer = await site.call("POST", "/rate", f'{{"rate": {rate}}}'.encode(), JSON)
+
+        [error] = answer.document["errors"]
+        assert error["field"] == "rate"
+        assert "an integer from 0 to 10" in error["detail"]
+
+    async def test_remembered_ids_take_little_memory(self, site: Site) -> None:
+        for number in range(50):
+            await site.rate(f"rate=7&id={number}&comment={quote('🙂' * 900)}")
+
+        remembered = site.intake._remembered._young
+        assert len(remembered) == 50
+        assert all(len(content) == 8 for content in remembered.values())
+
     async def test_json_nested_ten_thousand_deep_is_refused_by_its_shape(self, site: Site) -> None:
         deep = b"[" * 8_000 + b"]" * 8_000
 

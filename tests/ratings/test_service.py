@@ -109,6 +109,24 @@ class TestStarting:
         assert molva.process.wait(10) == 6
         assert "node" in molva.log
 
+    def test_a_broker_of_one_process_is_refused(self, start_molva: StartMolva) -> None:
+        molva = start_molva("--broker", "memory://x", ready=False)
+
+        assert molva.process.wait(10) == 2
+        assert "lives in one process" in molva.log
+
+    def test_a_host_may_be_a_name(self, start_molva: StartMolva) -> None:
+        molva = start_molva("--host", "localhost", ready=False)
+        wait_until(lambda: "is up" in molva.log)
+
+        assert molva.process.poll() is None, molva.log
+
+    def test_a_host_that_is_not_ours_is_refused(self, start_molva: StartMolva) -> None:
+        molva = start_molva("--host", "nowhere.invalid", ready=False)
+
+        assert molva.process.wait(10) == 4
+        assert "cannot listen on nowhere.invalid" in molva.log
+
     def test_a_data_folder_may_have_an_odd_name(
         self, start_molva: StartMolva, tmp_path: Path
     ) -> None:
@@ -373,13 +391,14 @@ class TestStopping:
 
 class TestStorageTrouble:
     @pytest.mark.root
-    @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
     def test_a_full_disk_is_503_and_passes(self, start_molva: StartMolva, tmp_path: Path) -> None:
+        if os.geteuid() != 0:
+            skip_without("mount", "mounting a small file system needs root")
         disk = tmp_path / "disk"
         disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
         if subprocess.run(mount, check=False, capture_output=True).returncode:
-            pytest.skip("file systems cannot be mounted here")
+            skip_without("mount", "file systems cannot be mounted here")
         try:
             self.fill_and_free(start_molva, disk)
         finally:
@@ -468,6 +487,9 @@ class TestDeadLetters:
 
         assert molva.wait_counted(1)["average"] == 7
         wait_until(lambda: b"molva_dead_letters 6.0" in molva.request("GET", "/metrics")[2])
+        shown = run_molva("dead", "--data", str(molva.data)).stdout
+        assert "unknown campaign 'nope'" in shown
+        assert len(shown.splitlines()) == 6
 
     def test_a_used_id_with_another_rating_is_kept_aside(self, start_molva: StartMolva) -> None:
         molva = start_molva()

@@ -11,7 +11,7 @@ from molva._base.clock import SYSTEM_CLOCK
 from molva.messaging import Message, Subscription, Topic, open_subscription, open_topic
 from molva.ratings import worker as worker_module
 from molva.ratings.campaign import Campaign
-from molva.ratings.catalog import Catalog, open_catalog
+from molva.ratings.catalog import Catalog, CatalogError, open_catalog
 from molva.ratings.ledger import Ledger, LedgerBrokenError, LedgerUnavailableError, open_ledger
 from molva.ratings.ledger.protocol import Outcome
 from molva.ratings.rating import Rating, Submission, encode_entry
@@ -127,6 +127,46 @@ async def test_a_campaign_that_was_added_meanwhile_is_known(bench: Bench) -> Non
 
     assert await bench.subscription.dead_letters() == []
     assert await bench.ledger.total("fresh", n=1) is not None
+
+
+async def test_a_catalog_that_fails_is_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was known a while ago would make a dead letter of a new campaign's rating."""
+    monkeypatch.setattr(worker_module, "_FIRST_PAUSE", 0.01)
+    await bench.send(1)
+    await bench.settled()
+    await bench.catalog.put_campaign(Campaign(name="fresh"))
+    failures = 3
+
+    def fail_first() -> int:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise CatalogError("busy")
+        return -1
+
+    monkeypatch.setattr(bench.catalog, "revision", fail_first)
+
+    await bench.send(7, campaign="fresh")
+    await bench.settled()
+
+    assert failures == 0
+    assert await bench.subscription.dead_letters() == []
+    assert await bench.ledger.total("fresh", n=1) is not None
+
+
+async def test_what_the_intake_would_refuse_is_refused_here_too(bench: Bench) -> None:
+    for rating in (
+        Rating("default", 1, 7, "x" * 513),
+        Rating("default", 1, 7, "a\0b"),
+        Rating("default", 1, 7, "", "x" * 2_001),
+    ):
+        await bench.topic.send(Message(encode_entry(rating)))
+    await bench.settled()
+
+    assert await bench.count() == 0
+    assert len(await bench.subscription.dead_letters()) == 3
 
 
 async def test_a_ledger_that_takes_nothing_is_waited_for(

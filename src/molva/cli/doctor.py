@@ -82,10 +82,15 @@ async def _broker(deployment: "Deployment", kept: list[frozenset[str]]) -> str:
             return redact(deployment.broker)
         if not reading:
             return f"{redact(deployment.broker)}: {stat.stored:,} stored, no worker has run yet"
+        others = [
+            f"; subscription {name!r} is {other.pending:,} behind and keeps them from being deleted"
+            for name, other in stat.subscriptions.items()
+            if name != SUBSCRIPTION and other.pending
+        ]
         oldest = "" if reading.oldest_seconds is None else f" for {reading.oldest_seconds:.1f} s"
         return (
             f"{redact(deployment.broker)}: {stat.stored:,} stored, {reading.pending:,} waiting"
-            f"{oldest}, {reading.dead:,} dead letters"
+            f"{oldest}, {reading.dead:,} dead letters{''.join(others)}"
         )
 
 

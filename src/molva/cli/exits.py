@@ -80,6 +80,7 @@ def _fail_of_ratings(error: Exception) -> None:
             ((ledger.LedgerBrokenError, catalog.CatalogBrokenError), BROKEN),
             ((ledger.LedgerError, catalog.CatalogError), UNAVAILABLE),
             (deployment.UnmetPromiseError, UNMET_PROMISE),
+            (deployment.UnsharedBrokerError, USAGE),
             (server.AddressInUseError, IN_USE),
             (server.BrokenStorageError, BROKEN),
         )

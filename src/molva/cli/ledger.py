@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from molva.cli.exits import DIFFERENCE, USAGE, fail, translated_errors
-from molva.cli.options import deployment_options, json_option
+from molva.cli.options import existing_deployment_options, json_option
 
 if TYPE_CHECKING:
     from molva.ratings.deployment import Deployment
@@ -22,7 +22,7 @@ _SHOWN = 20
 
 
 @click.command()
-@deployment_options
+@existing_deployment_options
 @click.option("--campaign", default="default", show_default=True, help="Campaign to read.")
 @click.option("--item", help="One item of it.  [default: all]")
 @click.option("-n", "window", type=click.IntRange(min=1), help="Window.  [default: the campaign's]")
@@ -76,7 +76,7 @@ def _total_document(result: "Total | None") -> dict[str, object]:
 
 
 @click.command()
-@deployment_options
+@existing_deployment_options
 @json_option
 def verify(deployment: "Deployment", data: Path, as_json: bool) -> None:
     """Recompute every number from the ledger's entries and compare.
@@ -121,7 +121,7 @@ def verify(deployment: "Deployment", data: Path, as_json: bool) -> None:
 
 
 @click.command()
-@deployment_options
+@existing_deployment_options
 def rebuild(deployment: "Deployment", data: Path) -> None:
     """Recompute the ledger's derived tables from its entries, in one transaction."""
 

@@ -22,8 +22,13 @@ _COMMANDS: Final = {
     "verify": ("molva.cli.ledger", "verify", "Recompute every number and compare."),
     "rebuild": ("molva.cli.ledger", "rebuild", "Recompute the ledger's derived tables."),
     "campaign": ("molva.cli.campaign", "campaign", "List, add and change campaigns."),
+    "dead": ("molva.cli.dead", "dead", "Show ratings that could not be counted."),
     "doctor": ("molva.cli.doctor", "doctor", "Say what is reachable and what is missing."),
 }
+
+# Commands whose options are variables with the command in the name. A MOLVA_WINDOW in the
+# environment of `molva total` must not change a campaign, nor a MOLVA_KEY every message.
+_PREFIXED: Final = frozenset({"put", "pub", "sub"})
 
 
 class _LazyGroup(click.Group):
@@ -45,10 +50,14 @@ class _LazyGroup(click.Group):
 
 
 def _name_variables(command: click.Command) -> None:
-    """Let every option be given as a variable too: --rate-column as MOLVA_RATE_COLUMN."""
+    """Let every option be given as a variable too: --rate-column as MOLVA_RATE_COLUMN.
+
+    Options that several commands share have named theirs already.
+    """
+    prefix = f"MOLVA_{command.name}_" if command.name in _PREFIXED else "MOLVA_"
     for option in command.params:
         if isinstance(option, click.Option) and option.envvar is None:
-            option.envvar = f"MOLVA_{str(option.name).upper()}"
+            option.envvar = f"{prefix}{option.name}".upper()
             option.show_envvar = True
     if isinstance(command, click.Group):
         for inner in command.commands.values():

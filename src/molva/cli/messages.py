@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from io import BufferedReader
 from typing import cast
 
@@ -15,6 +16,10 @@ __all__ = ["pub", "sub"]
 
 # Lines that travel in one call.
 _BATCH = 1_000
+# Bytes of stdin that are read at once, at most.
+_CHUNK = 65_536
+# What a shell says of a program that Ctrl-C ended: 128 + SIGINT.
+_INTERRUPTED = 130
 
 
 @click.command()
@@ -24,33 +29,35 @@ def pub(url: str, key: str | None) -> None:
     """Send each line of stdin as a message to the topic URL names.
 
     URL is, for example, 'sqlite:///var/lib/app/queue.db?topic=orders'. Ends when stdin does;
-    every line was then stored.
+    every line was then stored. Ctrl-C ends it too; what was sent until then is stored.
     """
-
-    async def main() -> None:
-        async with await open_topic(url) as topic:
-            while True:
-                # One line at least, and what else is there: a terminal sends at once, a
-                # file in batches.
-                lines = await asyncio.to_thread(_read_lines)
-                if not lines:
-                    return
-                await topic.send_many([Message(line, key=key) for line in lines])
-
     with translated_errors():
-        asyncio.run(main())
+        try:
+            # Stdin is read in this thread: one that waits for a terminal cannot be stopped.
+            with asyncio.Runner() as runner:
+                topic = runner.run(open_topic(url))
+                try:
+                    for lines in _read_lines():
+                        runner.run(topic.send_many([Message(line, key=key) for line in lines]))
+                finally:
+                    runner.run(topic.close())
+        except KeyboardInterrupt:
+            sys.exit(_INTERRUPTED)
 
 
-def _read_lines() -> list[bytes]:
-    buffer = cast(BufferedReader, sys.stdin.buffer)
-    lines = []
-    line = buffer.readline()
-    while line:
-        lines.append(line.rstrip(b"\r\n"))
-        if len(lines) == _BATCH or not buffer.peek(1)[:1]:
-            break
-        line = buffer.readline()
-    return lines
+def _read_lines() -> Iterator[list[bytes]]:
+    """Yield the lines that are there: a terminal's at once, a file's in batches."""
+    stdin = cast(BufferedReader, sys.stdin.buffer)
+    begun = bytearray()  # the line whose end has not come yet
+    while chunk := stdin.read1(_CHUNK):
+        begun += chunk
+        if b"\n" not in chunk:
+            continue
+        *lines, begun = begun.split(b"\n")
+        for at in range(0, len(lines), _BATCH):
+            yield [bytes(line.rstrip(b"\r")) for line in lines[at : at + _BATCH]]
+    if begun:
+        yield [bytes(begun.rstrip(b"\r"))]
 
 
 @click.command()

@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_HOST",
     "DEFAULT_PORT",
     "deployment_options",
+    "existing_deployment_options",
     "http_options",
     "json_option",
     "workers_option",
@@ -32,7 +33,15 @@ _DEFAULT_CAPACITY: Final = 1_000_000
 
 def deployment_options(command: F) -> F:
     """Add the options that say where a deployment keeps what; pass on ``deployment``."""
+    return _with_deployment(command, must_exist=False)
 
+
+def existing_deployment_options(command: F) -> F:
+    """Add the same, for a command that only reads: one without a ledger is refused."""
+    return _with_deployment(command, must_exist=True)
+
+
+def _with_deployment(command: F, *, must_exist: bool) -> F:
     @functools.wraps(command)
     def with_deployment(
         *,
@@ -43,6 +52,8 @@ def deployment_options(command: F) -> F:
         capacity: int,
         **rest: object,
     ) -> object:
+        if must_exist and not ledger and not (data / "ledger.db").exists():
+            fail(USAGE, f"{data} holds no ledger; is --data right?")
         if None in (broker, ledger, catalog):
             _make_folder(data)
         deployment = _deployment_class().in_folder(

@@ -44,8 +44,14 @@ def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]])
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         pipe = os.environ.get(PARENT_PIPE)
+
+        def end_with_parent(pipe: int) -> None:
+            # A pipe that has ended can always be read: one look is enough.
+            loop.remove_reader(pipe)
+            stop.set()
+
         if pipe is not None:
-            loop.add_reader(int(pipe), stop.set)
+            loop.add_reader(int(pipe), end_with_parent, int(pipe))
         try:
             await main(stop)
         finally:

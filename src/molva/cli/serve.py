@@ -28,7 +28,8 @@ def serve(
     def ready(kept: list[str]) -> None:
         tell_parent_ready()
         shown = ", ".join(kept) or "nothing, not even the end of this process"
-        click.echo(f"molva serve: http://{host}:{port}/  ratings survive: {shown}", err=True)
+        where = f"[{host}]" if ":" in host else host
+        click.echo(f"molva serve: http://{where}:{port}/  ratings survive: {shown}", err=True)
 
     async def main(stop: asyncio.Event) -> None:
         await serve_http(deployment, host=host, port=port, stop=stop, asked=survive, on_ready=ready)

@@ -29,21 +29,28 @@ def supervise(
     data: Path,
     environment: Mapping[str, str],
     inherit: Sequence[int] = (),
-    on_ready: Callable[[], None],
+    on_ready: Callable[[], None] | None = None,
 ) -> int:
-    """Keep children running on a deployment until a signal; return the exit code."""
+    """Keep children running on a deployment until a signal; return the exit code.
+
+    ``on_ready``: called once a child that serves HTTP answers. Workers say for themselves
+    that they have begun.
+    """
     from molva.ratings.supervisor import Supervisor
 
     # The writing end stays open for as long as we live; the children watch the other.
     parent_reader, _parent_writer = os.pipe()
     ready_reader, ready_writer = os.pipe()
+    serving = [child for child in children if child.arguments[0] == "serve"]
+    for child in serving:
+        child.inherit = (ready_writer,)
+        child.environment = {READY_PIPE: str(ready_writer)}
     supervisor = Supervisor(
         children,
-        inherit=(*inherit, parent_reader, ready_writer),
+        inherit=(*inherit, parent_reader),
         # Not as arguments: a URL may hold a password, and arguments are public.
         environment={
             PARENT_PIPE: str(parent_reader),
-            READY_PIPE: str(ready_writer),
             "MOLVA_DATA": str(data.absolute()),
             "MOLVA_BROKER": deployment.broker,
             "MOLVA_LEDGER": deployment.ledger,
@@ -53,4 +60,6 @@ def supervise(
         },
         fatal=frozenset({exits.USAGE, exits.IN_USE, exits.INCOMPATIBLE, exits.UNMET_PROMISE}),
     )
-    return supervisor.run(ready=ready_reader, on_ready=on_ready)
+    return supervisor.run(
+        ready=ready_reader if serving else None, on_ready=on_ready or (lambda: None)
+    )

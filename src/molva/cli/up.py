@@ -1,5 +1,6 @@
 """``molva up``: the whole service on one machine."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,9 +59,8 @@ def up(
 
 def _welcome(host: str, port: int, data: Path, workers: int) -> None:
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
-    url = f"http://{shown}:{port}"
-    click.echo(
-        f"""
+    url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    text = f"""
   Molva is up, with {workers} worker{"" if workers == 1 else "s"}.
 
     open    {url}/
@@ -69,4 +69,8 @@ def _welcome(host: str, port: int, data: Path, workers: int) -> None:
     data    {data.absolute()}
     stop    Ctrl-C
 """
-    )
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        # Nobody reads us. What Python flushes as it ends must not fail for that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -35,9 +35,9 @@ def work(deployment: "Deployment", data: Path, workers: int) -> None:
                 deployment,
                 data=data,
                 environment={},
-                on_ready=lambda: None,  # each worker says for itself that it has begun
             )
         )
+    from molva.ratings.deployment import check_shared
     from molva.ratings.worker import Worker
 
     async def main(stop: asyncio.Event) -> None:
@@ -48,6 +48,7 @@ def work(deployment: "Deployment", data: Path, workers: int) -> None:
             stack.push_async_callback(catalog.close)
             subscription = await deployment.open_subscription()
             stack.push_async_callback(subscription.close)
+            check_shared(subscription.capabilities, deployment.broker)
             worker = Worker(
                 subscription=subscription,
                 ledger=ledger,

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from molva._base.seldom import SeldomLog
 from molva.ratings.answers import CampaignList, Readiness
 from molva.ratings.campaign import Campaign
 from molva.ratings.catalog.protocol import CatalogError
@@ -110,6 +111,7 @@ def build_api(service: Service, *, max_listeners: int = _MAX_LISTENERS) -> Api:
     """
     handlers = _Handlers(service)
     streams = _LiveEndpoint(service, max_listeners)
+    log = SeldomLog(_logger, service.clock)
     app = Starlette(
         routes=[
             Route("/", handlers.page),
@@ -124,8 +126,8 @@ def build_api(service: Service, *, max_listeners: int = _MAX_LISTENERS) -> Api:
             # unless told.
             Route("/api/campaigns/{name}/live", streams, methods=["GET"]),
         ],
-        middleware=[Middleware(_Shell)],
-        exception_handlers=_REFUSALS,
+        middleware=[Middleware(_Shell, log=log)],
+        exception_handlers=_refusals(log),
     )
     # A path with a slash too many is a path that is not there.
     app.router.redirect_slashes = False
@@ -261,8 +263,9 @@ def _json(document: msgspec.Struct) -> Response:
 class _Shell:
     """The outermost layer: headers on every answer, no body to HEAD, no exception outside."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, log: SeldomLog) -> None:
         self._app = app
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -281,8 +284,8 @@ class _Shell:
 
         try:
             await self._app(scope, receive, shell_send)
-        except Exception:
-            _logger.exception("%s %s failed", scope["method"], scope["path"])
+        except Exception as error:  # noqa: BLE001 - the client gets an answer, whatever it was
+            self._log.error("%s %s failed", scope["method"], scope["path"], trace=error)
             # What has begun cannot become a refusal: the server cuts it short.
             if not started:
                 refusal = _refuse(500, "internal-error", "the log of the service says more")
@@ -338,19 +341,6 @@ async def _refuse_campaign(request: Request, error: Exception) -> Response:
     return _refuse(404, "unknown-campaign", f"no campaign is named {shown}")
 
 
-async def _refuse_ledger(request: Request, error: Exception) -> Response:
-    _logger.error("%s %s: the ledger failed", request.method, request.scope["path"], exc_info=error)
-    return _refuse(500, "ledger-failed", "the ledger cannot be read right now")
-
-
-async def _refuse_catalog(request: Request, error: Exception) -> Response:
-    _logger.error(
-        "%s %s: the catalog failed", request.method, request.scope["path"], exc_info=error
-    )
-    detail = "the campaigns cannot be read right now"
-    return _refuse(503, "unavailable", detail, headers=_RETRY_AFTER)
-
-
 async def _refuse_listener(request: Request, error: Exception) -> Response:
     return _refuse(503, "overloaded", str(error), headers=_RETRY_AFTER)
 
@@ -359,13 +349,28 @@ async def _refuse_stopping(request: Request, error: Exception) -> Response:
     return _refuse(503, "stopping", str(error), headers=_RETRY_AFTER)
 
 
-_REFUSALS: Final[dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]] = {
-    HTTPException: _refuse_http,
-    ProblemError: _refuse_problem,
-    RefusedError: _refuse_fields,
-    _UnknownCampaignError: _refuse_campaign,
-    LedgerError: _refuse_ledger,
-    CatalogError: _refuse_catalog,
-    TooManyListenersError: _refuse_listener,
-    StoppingError: _refuse_stopping,
-}
+_Refusal = Callable[[Request, Exception], Awaitable[Response]]
+
+
+def _refusals(log: SeldomLog) -> dict[type[Exception], _Refusal]:
+    """Return what answers which exception."""
+
+    async def refuse_ledger(request: Request, error: Exception) -> Response:
+        log.error("%s %s: the ledger failed", request.method, request.scope["path"], trace=error)
+        return _refuse(500, "ledger-failed", "the ledger cannot be read right now")
+
+    async def refuse_catalog(request: Request, error: Exception) -> Response:
+        log.error("%s %s: the catalog failed", request.method, request.scope["path"], trace=error)
+        detail = "the campaigns cannot be read right now"
+        return _refuse(503, "unavailable", detail, headers=_RETRY_AFTER)
+
+    return {
+        HTTPException: _refuse_http,
+        ProblemError: _refuse_problem,
+        RefusedError: _refuse_fields,
+        _UnknownCampaignError: _refuse_campaign,
+        LedgerError: refuse_ledger,
+        CatalogError: refuse_catalog,
+        TooManyListenersError: _refuse_listener,
+        StoppingError: _refuse_stopping,
+    }

@@ -11,11 +11,27 @@ from typing import Final, final
 from urllib.parse import quote
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
-from molva.messaging import Subscription, Topic, open_subscription, open_topic, with_options
+from molva._base.redaction import redact
+from molva.messaging import (
+    Capabilities,
+    Subscription,
+    Topic,
+    open_subscription,
+    open_topic,
+    with_options,
+)
 from molva.ratings.catalog import Catalog, open_catalog
 from molva.ratings.ledger import Ledger, open_ledger
 
-__all__ = ["SUBSCRIPTION", "TOPIC", "Deployment", "UnmetPromiseError", "survives"]
+__all__ = [
+    "SUBSCRIPTION",
+    "TOPIC",
+    "Deployment",
+    "UnmetPromiseError",
+    "UnsharedBrokerError",
+    "check_shared",
+    "survives",
+]
 
 # The names that every deployment uses inside its broker.
 TOPIC: Final = "ratings"
@@ -27,6 +43,11 @@ _ALL_FAULTS: Final = ("kill", "power", "node")
 @final
 class UnmetPromiseError(Exception):
     """The deployment does not survive what was asked for."""
+
+
+@final
+class UnsharedBrokerError(Exception):
+    """The broker lives in one process, and a deployment is several."""
 
 
 @final
@@ -108,3 +129,16 @@ def survives(topic: Topic, ledger: Ledger, *, asked: Iterable[str] = ()) -> list
             f"{', '.join(sorted(ledger.capabilities.survives)) or 'nothing'})"
         )
     return [fault for fault in _ALL_FAULTS if fault in common]
+
+
+def check_shared(capabilities: Capabilities, broker: str) -> None:
+    """Raise where a broker does not reach from one process to another.
+
+    Raises:
+        UnsharedBrokerError: What is accepted here would never be counted elsewhere.
+    """
+    if not capabilities.shared:
+        raise UnsharedBrokerError(
+            f"{redact(broker)}: this broker lives in one process, so what HTTP accepts would never "
+            "reach a worker; sqlite:///path/queue.db does"
+        )

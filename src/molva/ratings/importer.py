@@ -6,8 +6,8 @@ same ids for its old rows and new ones for the rest. The id begins with a digest
 first row and then the row's number, so ids of one file are neighbours in the ledger.
 
 An item's rows stay on one connection and each waits for its 2xx, so their order is kept.
-Whatever is neither a 2xx nor a refusal (a reset, a time-out, a 5xx) leaves open whether the
-rating was stored, and the row is sent again with its id until it is.
+Whatever is neither a 2xx nor a refusal (a reset, a time-out, a 5xx, a "later" such as 429)
+leaves open whether the rating was stored, and the row is sent again with its id until it is.
 """
 
 import csv
@@ -19,14 +19,15 @@ import json
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, cast, final
 from urllib.parse import urlencode, urlsplit
-from zlib import crc32
 
 from molva._base.ids import format_id, stamp_uuid8
+from molva._base.redaction import redact
 
 __all__ = ["Columns", "ImportFailedError", "ImportReport", "Importer", "Row", "read_rows"]
 
@@ -38,6 +39,15 @@ _TIMEOUT: Final = 30.0
 # Seconds before a lost request is sent again: at first, and at most.
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
+# Seconds at most for which a Retry-After is obeyed.
+_LONGEST_RETRY_AFTER: Final = 60.0
+# Refusals of the moment, not of the row: Request Timeout, Too Early, Too Many Requests.
+_LATER: Final = frozenset({408, 425, 429})
+# Seconds between two looks of a waiting thread at whether to stop.
+_LOOK_INTERVAL: Final = 0.2
+# Seconds that all threads together get to stop. One may be in the middle of a request;
+# whoever pressed Ctrl-C waits no longer, and repeating the import settles that row.
+_STOP_SECONDS: Final = 0.5
 # Refusals that are kept to be shown; all are counted.
 _SHOWN_REFUSALS: Final = 10
 
@@ -102,7 +112,7 @@ def read_rows(path: Path, columns: Columns, *, campaign: str) -> Iterator[Row]:
             reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""))
             _check_columns(path, columns, reader.fieldnames)
             yield from _rows(reader, columns, campaign, raw)
-        except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+        except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ImportFailedError(f"{path}: is no CSV in UTF-8 ({error})") from error
 
 
@@ -164,13 +174,7 @@ class Importer:
     """
 
     def __init__(self, url: str, *, campaign: str, connections: int, patience: float) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ImportFailedError(f"{url!r} is no address of a service: http://127.0.0.1:8081")
-        self._https = parts.scheme == "https"
-        self._host = parts.hostname
-        self._port = parts.port
-        self._path = parts.path.rstrip("/") + "/rate"
+        self._https, self._host, self._port, self._path = _parse_url(url)
         self._campaign = campaign
         self._patience = patience
         self._queues: list[queue.Queue[Row | None]] = [
@@ -197,25 +201,25 @@ class Importer:
             threading.Thread(target=self._send_all, args=(rows_of,), daemon=True)
             for rows_of in self._queues
         ]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             for row in rows:
                 on_progress(row)
-                line = crc32(row.item.encode()) % len(self._queues)
+                line = zlib.crc32(row.item.encode()) % len(self._queues)
                 self._put(self._queues[line], row)
             for rows_of in self._queues:
                 self._put(rows_of, None)
-        except BaseException:
-            self._stop.set()
-            raise
+            for thread in threads:
+                while thread.is_alive() and not self._stop.is_set():
+                    thread.join(_LOOK_INTERVAL)
         finally:
-            if self._stop.is_set():
-                for thread in threads:
-                    thread.join(timeout=2.0)
-            else:
-                for thread in threads:
-                    thread.join()
+            # Where all went well, the threads have ended already.
+            self._stop.set()
+            deadline = time.monotonic() + _STOP_SECONDS
+            for thread in threads:
+                if thread.is_alive():
+                    thread.join(max(0.0, deadline - time.monotonic()))
         if self._failure is not None:
             raise self._failure
         return self.report
@@ -225,7 +229,7 @@ class Importer:
             if self._failure is not None:
                 raise self._failure
             try:
-                rows_of.put(row, timeout=0.2)
+                rows_of.put(row, timeout=_LOOK_INTERVAL)
             except queue.Full:
                 continue
             return
@@ -234,7 +238,10 @@ class Importer:
         connection: http.client.HTTPConnection | None = None
         try:
             while not self._stop.is_set():
-                row = rows_of.get()
+                try:
+                    row = rows_of.get(timeout=_LOOK_INTERVAL)
+                except queue.Empty:
+                    continue
                 if row is None:
                     return
                 connection = self._send_until_answered(connection, row)
@@ -260,7 +267,7 @@ class Importer:
                     connection.close()
                     connection = None
             else:
-                if status < 500:
+                if status < 500 and status not in _LATER:
                     self._count(row, status, body)
                     return connection
                 problem = f"{status} {_detail(body)}"
@@ -273,7 +280,8 @@ class Importer:
                     "again to go on",
                     unreachable=True,
                 )
-            time.sleep(max(pause, min(wait, _LONGEST_PAUSE)))
+            # Half the patience: one more try comes before it has run out.
+            self._stop.wait(max(pause, min(wait, self._patience / 2, _LONGEST_RETRY_AFTER)))
             pause = min(_LONGEST_PAUSE, pause * 2)
         return connection
 
@@ -291,7 +299,7 @@ class Importer:
         connection.request("POST", self._path, urlencode(fields).encode(), headers)
         response = connection.getresponse()
         wait = response.headers.get("retry-after", "0")
-        return response.status, response.read(), float(wait) if wait.isdigit() else 0.0
+        return response.status, response.read(), float(wait) if wait.isdecimal() else 0.0
 
     def _count(self, row: Row, status: int, body: bytes) -> None:
         report = self.report
@@ -305,6 +313,25 @@ class Importer:
             report.refused += 1
             if len(report.refusals) < _SHOWN_REFUSALS:
                 report.refusals.append(f"row {row.number}: {status} {_detail(body)}")
+
+
+def _parse_url(url: str) -> tuple[bool, str, int, str]:
+    """Return whether it is HTTPS, the host, the port and the path of ``/rate``."""
+    # Without a scheme, what stands before an @ is a password just as well.
+    shown = redact(url) if "://" in url else redact(f"http://{url}").removeprefix("http://")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ImportFailedError(f"{shown!r} is no address of a service") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ImportFailedError(f"{shown!r} is no address of a service: http://127.0.0.1:8081")
+    if parts.username is not None or parts.password is not None:
+        raise ImportFailedError(
+            f"{shown!r} holds a user or password, which would not be sent; leave them out"
+        )
+    https = parts.scheme == "https"
+    return https, parts.hostname, port or (443 if https else 80), parts.path.rstrip("/") + "/rate"
 
 
 def _detail(body: bytes) -> str:

@@ -15,12 +15,14 @@ import logging
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Final, final
 
 import msgspec
 
 from molva._base.clock import Clock
 from molva._base.ids import format_id, id_from_text, new_id
+from molva._base.seldom import SeldomLog
 from molva.messaging import (
     BrokenBrokerError,
     ClosedError,
@@ -42,7 +44,6 @@ from molva.ratings.rating import (
     RefusedError,
     check_comment,
     check_item,
-    check_rate,
     encode_entry,
     rate_from_text,
 )
@@ -68,9 +69,6 @@ Headers = list[tuple[bytes, bytes]]
 # Ids of clients that are remembered, to answer 409 at once when one comes again with
 # another rating. What is forgotten is found by the ledger, and goes to the dead letters.
 _REMEMBERED_IDS: Final = 20_000
-
-# Seconds between two lines of the log about the same trouble.
-_LOG_INTERVAL: Final = 5.0
 
 # Upper bounds of the latency histogram, in seconds.
 LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -147,7 +145,7 @@ class Intake:
         self._campaigns = KnownCampaigns(catalog, clock)
         self._remembered = _RememberedIds()
         self._stopping = False
-        self._next_log = 0.0
+        self._log = SeldomLog(_logger, clock)
         self.counters: Final = IntakeCounters()
 
     def stop(self) -> None:
@@ -172,8 +170,8 @@ class Intake:
             status, headers, body = await handle(scope, receive)
         except ProblemError as refusal:
             status, headers, body = self._refuse(refusal)
-        except Exception:
-            _logger.exception("%s %s failed", scope["method"], path)
+        except Exception as error:  # noqa: BLE001 - the client gets an answer, whatever it was
+            self._log.error("%s %s failed", scope["method"], path, trace=error)
             status, headers, body = self._refuse(
                 ProblemError(500, "internal-error", "see the log of the service")
             )
@@ -219,9 +217,11 @@ class Intake:
         try:
             campaign = (await self._campaigns.refresh()).get(name)
         except CatalogError as error:
-            self._log_seldom("the catalog cannot be read: %s", error)
-            detail = "the catalog of campaigns could not be read; try again"
-            raise _unavailable("unavailable", detail, 2) from error
+            self._log.error("the catalog cannot be read: %s", error)
+            campaign = self._campaigns.last_known(name)
+            if campaign is None:
+                detail = "the catalog of campaigns could not be read; try again"
+                raise _unavailable("unavailable", detail, 2) from error
         if campaign is None:
             shown = ascii(name[:64])
             errors = [
@@ -244,7 +244,7 @@ class Intake:
         except ClosedError:
             raise _unavailable("stopping", "this process is stopping; send it again", 1) from None
         except MessagingError as error:
-            self._log_seldom("ratings cannot be stored: %s", error)
+            self._log.error("ratings cannot be stored: %s", error)
             raise _unavailable("unavailable", _STORE_FAILED, 2) from error
 
     # GET /total -------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class Intake:
         try:
             total = await self._ledger.total(campaign.name, item=item, n=n, as_of=as_of)
         except LedgerError as error:
-            self._log_seldom("totals cannot be read: %s", error)
+            self._log.error("totals cannot be read: %s", error)
             detail = "the ledger could not be read; ratings are still accepted"
             raise ProblemError(500, "ledger-failed", detail) from error
         if total is None:
@@ -291,13 +291,6 @@ class Intake:
 
     # Refusals ---------------------------------------------------------------------------
 
-    def _log_seldom(self, text: str, error: Exception) -> None:
-        """Log trouble that every request meets once in a while, not once a request."""
-        now = self._clock.monotonic()
-        if now >= self._next_log:
-            self._next_log = now + _LOG_INTERVAL
-            _logger.error(text, error)
-
     def _other_method(self, scope: Scope, allowed: bytes) -> tuple[int, Headers, bytes]:
         if scope["method"] == "OPTIONS":
             # A browser asks before it sends JSON, or an Idempotency-Key, to another site.
@@ -317,8 +310,9 @@ class _RememberedIds:
     """The last ids that clients chose, with what they stood for. Bounded: two generations."""
 
     def __init__(self) -> None:
-        self._young: dict[bytes, tuple[object, ...]] = {}
-        self._old: dict[bytes, tuple[object, ...]] = {}
+        # Digests, not contents: comments of strangers must not fill our memory.
+        self._young: dict[bytes, bytes] = {}
+        self._old: dict[bytes, bytes] = {}
 
     def check(self, id_: bytes, rating: Rating) -> None:
         """Raise where the id stands for another rating."""
@@ -338,8 +332,9 @@ class _RememberedIds:
         self._young[id_] = _content(rating)
 
 
-def _content(rating: Rating) -> tuple[object, ...]:
-    return (rating.campaign, rating.item, rating.rate, rating.comment)
+def _content(rating: Rating) -> bytes:
+    parts = (rating.campaign, rating.item, rating.rate, rating.comment)
+    return blake2b(repr(parts).encode(), digest_size=8).digest()
 
 
 _STORE_FAILED: Final = "the rating was not confirmed; send it again with the same id"
@@ -379,7 +374,7 @@ def _rating(fields: Mapping[str, Any], campaign: Campaign, now_us: int) -> Ratin
     if rate is None:
         detail = f"is missing; an integer from {campaign.minimum} to {campaign.maximum}"
         raise RefusedError(FieldError("rate", detail))
-    rate = rate_from_text(rate, campaign) if type(rate) is str else check_rate(rate, campaign)
+    rate = rate_from_text(rate, campaign)
     item = fields.get("item", "")
     if item:
         check_item(item)

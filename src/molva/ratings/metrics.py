@@ -18,7 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from molva.messaging import Topic, TopicStat
+from molva.messaging import MessagingError, Topic, TopicStat
 from molva.ratings.intake import LATENCY_BUCKETS, Intake
 
 __all__ = ["Metrics"]
@@ -40,7 +40,10 @@ class Metrics(Collector):
 
     async def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        self._stat = await self._topic.stat()
+        try:
+            self._stat = await self._topic.stat()
+        except MessagingError:
+            self._stat = None  # its gauges are missing, which is what an alert looks for
         return generate_latest(self._registry)
 
     def describe(self) -> list[Metric]:

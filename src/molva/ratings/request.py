@@ -171,18 +171,23 @@ def _json_fields(body: bytes) -> dict[str, Any]:
             _add_field(fields, name, value, RATE_FIELDS)
         return fields
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
     try:
-        fields = json.loads(body.decode(), object_pairs_hook=unique, parse_constant=refuse)
+        # Numbers stay text, so that one judge says what a rate is, in JSON as elsewhere;
+        # and an integer of thousands of digits is never made.
+        fields = json.loads(
+            body.decode(),
+            object_pairs_hook=unique,
+            parse_int=_Number,
+            parse_float=_Number,
+            parse_constant=_Number,
+        )
     except ProblemError:
         raise
     except RecursionError:
         detail = "the JSON is nested too deep; one flat object is accepted"
         raise ProblemError(400, "invalid-request", detail) from None
     except ValueError as error:
-        # Broken JSON, broken UTF-8, NaN, or an integer of thousands of digits.
+        # Broken JSON or broken UTF-8.
         detail = f"the body is no JSON that can be read: {str(error)[:120]}"
         raise ProblemError(400, "invalid-request", detail) from None
     if not isinstance(fields, dict):
@@ -192,14 +197,19 @@ def _json_fields(body: bytes) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+@final
+class _Number(str):
+    """A number of a JSON body, as it was written."""
+
+    __slots__ = ()
+
+
 def _check_json_type(name: str, value: object) -> None:
-    # `type(...) is`, because True is an int to isinstance.
-    if value is None or type(value) is (int if name == "rate" else str):
+    if value is None or type(value) is (_Number if name == "rate" else str):
         return
-    wanted = "an integer is" if name == "rate" else "text is"
-    found = {float: "a number with a fraction", bool: "true or false", str: "text"}.get(
-        type(value), "an object or an array" if isinstance(value, dict | list) else "a number"
-    )
+    wanted = "an integer on the campaign's scale is" if name == "rate" else "text is"
+    names = {bool: "true or false", str: "text", _Number: "a number", dict: "an object"}
+    found = names.get(type(value), "an array")
     errors = [FieldError(name, f"{wanted} accepted, not {found}")]
     raise ProblemError(400, "invalid-field", f"{name}: {wanted} accepted, not {found}", errors)
 

@@ -12,6 +12,7 @@ it starts another one, which puts the file in order first.
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +28,7 @@ from molva._base.collector import calm_collector
 from molva.messaging import MessagingError, Topic
 from molva.ratings.api import build_api
 from molva.ratings.catalog import Catalog
-from molva.ratings.deployment import SUBSCRIPTION, Deployment, survives
+from molva.ratings.deployment import SUBSCRIPTION, Deployment, check_shared, survives
 from molva.ratings.intake import Intake
 from molva.ratings.ledger import Ledger, LedgerError
 from molva.ratings.metrics import Metrics
@@ -47,6 +48,8 @@ _HEADER_TIMEOUT_MS: Final = 10_000
 # Connections that may wait to be accepted, and requests that may be under way at once.
 _BACKLOG: Final = 1_024
 _CONCURRENT_REQUESTS: Final = 4_096
+# Open files to ask for: the connections, and some for the files of broker and ledger.
+_OPEN_FILES: Final = 65_536
 # Seconds for which one thread may keep the GIL. Commits on slow disks run in a thread, and
 # at Python's own 5 ms each would wait that long to say that it is done.
 _SWITCH_INTERVAL: Final = 0.0005
@@ -157,13 +160,15 @@ async def serve(
         UnmetPromiseError: The deployment does not survive what was asked.
         MessagingError: The broker cannot be opened; likewise LedgerError, CatalogError.
     """
-    _check_address(host, port)
+    address = _check_address(host, port)
+    _raise_file_limit()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     async with HTTPService.open(deployment) as service:
+        check_shared(service.topic.capabilities, deployment.broker)
         kept = survives(service.topic, service.ledger, asked=asked)
         server = Server(
             service.intake,
-            address=host,
+            address=address,
             port=port,
             interface=Interfaces.ASGINL,
             http=HTTPModes.http1,
@@ -177,7 +182,7 @@ async def serve(
         broken = asyncio.ensure_future(service.broken.wait())
         stopping = asyncio.ensure_future(stop.wait())
         try:
-            await _until_answering(host, port, serving)
+            await _until_answering(address, port, serving)
             calm_collector()
             on_ready(kept)
             await asyncio.wait((serving, broken, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -190,26 +195,43 @@ async def serve(
             for task in (serving, broken, stopping):
                 task.cancel()
             await asyncio.wait((serving, broken, stopping))
+        if serving.done() and not serving.cancelled():
+            serving.result()  # raises what ended the server, if anything did
         if service.broken.is_set():
             raise BrokenStorageError("the broker's storage failed; start this process again")
 
 
-def _check_address(host: str, port: int) -> None:
-    """Raise where somebody listens already.
+def _check_address(host: str, port: int) -> str:
+    """Return the host's IP address; raise where somebody listens there already.
 
     The server shares its port with others of its kind, which is how several processes
     serve one address: without this look, two deployments would share it in silence.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise AddressInUseError(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another with "
-                "--host and --port"
-            ) from error
+    try:
+        # A name may have several addresses; the first one is what a client tries first.
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise AddressInUseError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another with --host and "
+            "--port"
+        ) from error
+    return str(where[0])
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: each connection is one.
+
+    The usual soft limit of 1,024 would let a thousand idle connections shut everybody out.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _until_answering(host: str, port: int, serving: "asyncio.Future[None]") -> None:

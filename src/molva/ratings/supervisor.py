@@ -3,7 +3,8 @@
 The supervisor serves nothing itself. It starts the others, starts one anew when it dies,
 and stops all of them when it is told to; should it be killed, its end of a pipe closes
 and the others drain and go. A child that says that starting it again cannot help (a wrong
-option, an address in use, a file of a newer version) ends everything with its exit code.
+option, an address in use, a file of a newer version) ends everything with its exit code, and
+so does one that fails for an unknown reason before the service was ever ready.
 
 A folder of data is used by one supervisor at a time. Its lock is handed down to the
 children, so that it is free only when the last of them has gone.
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
 
@@ -30,6 +31,8 @@ __all__ = ["Child", "FolderInUseError", "Supervisor", "locked_folder"]
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _WELL_SECONDS: Final = 1.5
+# How Python ends after an exception that nobody expected.
+_UNEXPECTED: Final = 1
 # Seconds that children get to drain before they are killed.
 _DRAIN_SECONDS: Final = 9.5
 # Seconds for which a lock is waited for whose supervisor was killed: its children drain.
@@ -91,14 +94,20 @@ def _is_alive(process: str) -> bool:
 @final
 @dataclass(slots=True)
 class Child:
-    """One process to keep running."""
+    """One process to keep running.
+
+    ``inherit`` and ``environment``: what this one is handed beside what all are.
+    """
 
     name: str
     arguments: Sequence[str]
+    inherit: Sequence[int] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
     restart_at: float = 0.0
     pause: float = _FIRST_PAUSE
+    was_well: bool = False  # some process of it lived for longer than _WELL_SECONDS
 
 
 @final
@@ -125,19 +134,24 @@ class Supervisor:
         self._environment = {**os.environ, **environment}
         self._fatal = fatal
         self._stopping = False
+        self._is_ready: bool | None = None  # None: nothing tells
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
         os.set_blocking(self._wake_reader, False)
 
-    def run(self, *, ready: int, on_ready: Callable[[], None]) -> int:
+    def run(self, *, ready: int | None, on_ready: Callable[[], None]) -> int:
         """Run until a signal or a fatal end; return the exit code.
 
         Args:
-            ready: Descriptor that can be read once the service answers.
-            on_ready: Called once, when it does.
+            ready: Descriptor that can be read once the service answers; None where none
+                tells, and a child counts as ready that lived for a while.
+            on_ready: Called once, when it does. What it raises ends nothing.
         """
         self._listen_to_signals()
-        watched = [self._wake_reader, ready]
+        watched = [self._wake_reader]
+        if ready is not None:
+            watched.append(ready)
+            self._is_ready = False
         try:
             for child in self._children:
                 self._start(child)
@@ -146,9 +160,11 @@ class Supervisor:
                 if code is not None:
                     self._stop()
                     return code
-                if ready in self._wait(watched):
+                readable = self._wait(watched)
+                if ready is not None and ready in readable:
                     watched.remove(ready)
-                    on_ready()
+                    self._is_ready = True
+                    _call_unharmed(on_ready)
             return self._stop()
         finally:
             self._kill()
@@ -175,14 +191,17 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.started = time.monotonic()
-        child.process = subprocess.Popen(
-            [sys.executable, "-m", "molva", *child.arguments],
-            pass_fds=self._inherit,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            # A terminal's Ctrl-C goes to the whole group; ours to stop in order is us.
-            start_new_session=True,
-        )
+        try:
+            child.process = subprocess.Popen(
+                [sys.executable, "-m", "molva", *child.arguments],
+                pass_fds=(*self._inherit, *child.inherit),
+                env={**self._environment, **child.environment},
+                stdin=subprocess.DEVNULL,
+                # A terminal's Ctrl-C goes to the whole group; ours to stop in order is us.
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory or process left: the other children go on
+            _start_later(child, f"could not be started ({error})", well=False)
 
     def _look(self) -> int | None:
         """Start again what died; return a fatal exit code."""
@@ -196,21 +215,17 @@ class Supervisor:
             if code is None:
                 continue
             child.process = None
-            if code in self._fatal:
-                return code
             well = now - child.started > _WELL_SECONDS
-            child.pause = _FIRST_PAUSE if well else min(_LONGEST_PAUSE, child.pause * 2)
-            child.restart_at = now + child.pause
+            child.was_well = child.was_well or well
+            was_ready = child.was_well if self._is_ready is None else self._is_ready
+            if code in self._fatal or (code == _UNEXPECTED and not was_ready):
+                return code
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            print(
-                f"molva up: {child.name} {how}; starting it again in {child.pause:.1f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            _start_later(child, how, well=well)
         return None
 
     def _stop(self) -> int:
-        """Tell all children to drain, and wait; return 0 if all did."""
+        """Tell all children to drain, and wait; return 0 if all did, in order."""
         running = [c.process for c in self._children if c.process is not None]
         for process in running:
             process.terminate()
@@ -218,7 +233,9 @@ class Supervisor:
         clean = True
         for process in running:
             try:
-                process.wait(max(0.0, deadline - time.monotonic()))
+                code = process.wait(max(0.0, deadline - time.monotonic()))
+                # The signal itself ends a child that has not come to listen to it yet.
+                clean = clean and code in (0, -signal.SIGTERM)
             except subprocess.TimeoutExpired:
                 clean = False
         return 0 if clean else 1
@@ -228,3 +245,22 @@ class Supervisor:
             if child.process is not None and child.process.poll() is None:
                 child.process.kill()
                 child.process.wait()
+
+
+def _start_later(child: Child, how: str, *, well: bool) -> None:
+    child.pause = _FIRST_PAUSE if well else min(_LONGEST_PAUSE, child.pause * 2)
+    child.restart_at = time.monotonic() + child.pause
+    _say(f"{child.name} {how}; starting it again in {child.pause:.1f} s")
+
+
+def _call_unharmed(on_ready: Callable[[], None]) -> None:
+    try:
+        on_ready()
+    except Exception as error:  # noqa: BLE001 - a closed stdout, for one, stops no service
+        _say(f"the service is ready, but saying so failed ({error})")
+
+
+def _say(text: str) -> None:
+    # Whoever read our stderr may have gone; the service stays.
+    with contextlib.suppress(OSError, ValueError):
+        print(f"molva up: {text}", file=sys.stderr, flush=True)

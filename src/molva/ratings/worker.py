@@ -22,14 +22,22 @@ from molva._base.ids import format_id
 from molva.messaging import Action, Delivery, LeaseLostError, Subscription
 from molva.ratings.campaign import Campaign
 from molva.ratings.catalog.known import KnownCampaigns
-from molva.ratings.catalog.protocol import Catalog
+from molva.ratings.catalog.protocol import Catalog, CatalogError
 from molva.ratings.ledger.protocol import (
     Ledger,
     LedgerBrokenError,
     LedgerUnavailableError,
     Outcome,
 )
-from molva.ratings.rating import Change, Rating, RefusedError, Submission, check_rate, decode_entry
+from molva.ratings.rating import (
+    Change,
+    Rating,
+    Submission,
+    check_comment,
+    check_item,
+    check_rate,
+    decode_entry,
+)
 
 __all__ = ["Worker", "WorkerCounters"]
 
@@ -123,7 +131,9 @@ class Worker:
         good: list[Delivery] = []
         submissions: list[Submission] = []
         dead: list[tuple[Delivery, str]] = []
-        campaigns = await self._campaigns.refresh()
+        campaigns = await self._look_up()
+        if campaigns is None:
+            return
         for delivery in deliveries:
             try:
                 submissions.append(_read(delivery, campaigns))
@@ -141,6 +151,22 @@ class Worker:
             else:
                 dead.append((delivery, reason))
         await self._settle(done, dead)
+
+    async def _look_up(self) -> Mapping[str, Campaign] | None:
+        """Return the campaigns, as often as it takes; None where we are stopped meanwhile.
+
+        Never what was known a while ago: a rating of a campaign that is newer than that
+        would become a dead letter.
+        """
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await self._campaigns.refresh()
+            except CatalogError as error:
+                _logger.warning("the catalog cannot be read, next try in %.1f s: %s", pause, error)
+                if await self._pause(pause):
+                    return None
+                pause = min(_LONGEST_PAUSE, pause * 2)
 
     async def _apply(
         self, submissions: Sequence[Submission]
@@ -182,9 +208,12 @@ class Worker:
     ) -> None:
         # Harmless where the lease is lost: what was applied stays applied, and whoever has
         # the message now finds its id.
+        by_reason: dict[str, list[tuple[Delivery, Action]]] = {}
         for delivery, reason in dead:
+            by_reason.setdefault(reason, []).append((delivery, Action.REJECT))
+        for reason, rejected in by_reason.items():
             with contextlib.suppress(LeaseLostError):
-                await delivery.reject(reason)
+                await self._subscription.settle(rejected, reason=reason)
         with contextlib.suppress(LeaseLostError):
             await self._subscription.settle(done)
         if dead:
@@ -211,10 +240,11 @@ def _read(delivery: Delivery, campaigns: Mapping[str, Campaign]) -> Submission:
     if campaign is None:
         raise ValueError(f"unknown campaign {entry.campaign!r:.80}")
     if isinstance(entry, Rating | Change):
-        try:
-            check_rate(entry.rate, campaign)
-        except RefusedError as error:
-            raise ValueError(str(error)) from None
+        check_rate(entry.rate, campaign)
+    if isinstance(entry, Rating):
+        check_item(entry.item)
+        if entry.comment is not None:
+            check_comment(entry.comment)
     return Submission(delivery.message.id, entry)
 
 

@@ -1,15 +1,12 @@
 """The campaigns that a process knows: kept in memory, looked up again when they changed."""
 
-import logging
 from typing import Final, final
 
 from molva._base.clock import Clock
 from molva.ratings.campaign import Campaign
-from molva.ratings.catalog.protocol import Catalog, CatalogError
+from molva.ratings.catalog.protocol import Catalog
 
 __all__ = ["KnownCampaigns"]
-
-_logger: Final = logging.getLogger("molva.ratings")
 
 # Seconds between two looks whether the catalog has changed.
 _INTERVAL: Final = 1.0
@@ -20,8 +17,7 @@ class KnownCampaigns:
     """A catalog's campaigns, as they were a moment ago.
 
     A change is followed within a second, a new campaign at once: whoever meets an unknown
-    name calls ``refresh`` before he believes it. Where the catalog cannot be read, what was
-    known holds.
+    name calls ``refresh`` before he believes it.
     """
 
     def __init__(self, catalog: Catalog, clock: Clock) -> None:
@@ -39,16 +35,15 @@ class KnownCampaigns:
         """Return all campaigns by name, read anew if anything changed.
 
         Raises:
-            CatalogError: The catalog cannot be read, and nothing was ever known.
+            CatalogError: The catalog cannot be read. ``get`` goes on with what was known.
         """
-        try:
-            revision = self._catalog.revision()
-            if revision != self._revision:
-                self._known = {c.name: c for c in await self._catalog.campaigns()}
-                self._revision = revision
-        except CatalogError as error:
-            if not self._known:
-                raise
-            _logger.warning("the catalog cannot be read, its last state holds: %s", error)
+        revision = self._catalog.revision()
+        if revision != self._revision:
+            self._known = {c.name: c for c in await self._catalog.campaigns()}
+            self._revision = revision
         self._next_look = self._clock.monotonic() + _INTERVAL
         return self._known
+
+    def last_known(self, name: str) -> Campaign | None:
+        """Return the campaign as it was when the catalog could last be read."""
+        return self._known.get(name)
