@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import json
+import os
 import shutil
 import threading
 import time
@@ -273,7 +274,9 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
     ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = Chrome(options, ChromeService(_CHROMEDRIVER))
+    # A home of its own: a test run leaves nothing behind in anybody's.
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    browser = Chrome(options, ChromeService(_CHROMEDRIVER, env=environment))
     try:
         yield browser
     finally:
