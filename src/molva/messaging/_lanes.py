@@ -18,10 +18,10 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, final
+from typing import Final, NamedTuple, cast, final
 from zlib import crc32
 
-from molva.messaging.driver import Outcome
+from molva.messaging.driver import Outcome, Settlement
 
 __all__ = ["MAX_LANES", "LaneReader", "LaneToken", "Scan", "Watermark", "lane_of"]
 
@@ -234,6 +234,14 @@ class LaneReader:
         self._open -= 1
         heapq.heappush(lane.nacked, (token.offset, due, token.turn + 1, attempt))
         return Outcome.SETTLED
+
+    def apply(self, settlement: Settlement, *, now: float) -> Outcome:
+        """Settle a hand-over, or let its message come again, as the settlement asks."""
+        token = cast(LaneToken, settlement.token)
+        if settlement.gives_back:
+            due = now + settlement.delay
+            return self.give_back(token, due=due, attempt=settlement.next_attempt)
+        return self.settle(token)
 
     def advance(self) -> bool:
         """Move all watermarks; return whether any differs from what is written down."""

@@ -8,10 +8,11 @@ lanes for as long as it lives, so no lease can run out.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Protocol, final
 
 from molva._base.clock import Clock
+from molva._base.waiting import first_of
 from molva.messaging._retry import Retries
 from molva.messaging.delivery import Delivery
 from molva.messaging.errors import LeaseLostError, MessagingError
@@ -75,7 +76,7 @@ class Runner:
         stopping = self._stopping
         while self._held >= self._most and not stopping.is_set():
             self._freed.clear()
-            await _first_of(self._freed.wait(), stopping.wait())
+            await first_of(self._freed.wait(), stopping.wait())
         return 0 if stopping.is_set() else self._most - self._held
 
     def start(self, delivery: Delivery) -> None:
@@ -123,7 +124,7 @@ class Runner:
                 else:
                     # The message stays with us, since its key must wait for it; its slot
                     # is free meanwhile, since the others need not.
-                    await _first_of(self._clock.sleep(delay), self._ending.wait())
+                    await first_of(self._clock.sleep(delay), self._ending.wait())
         finally:
             del self._lines[line]
             self._held -= len(waiting)
@@ -165,13 +166,3 @@ class Runner:
         _logger.warning("%r failed, next try in %.1f s: %r", delivery, delay, error)
         delivery.attempt += 1
         return delay
-
-
-async def _first_of(*waits: Coroutine[object, object, object]) -> None:
-    """Wait until the first of several waits is over; give up the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -79,6 +79,11 @@ class Settlement(NamedTuple):
     attempt: int = 1
 
     @property
+    def gives_back(self) -> bool:
+        """Whether the message comes again."""
+        return self.action in (Action.NACK, Action.RETURN)
+
+    @property
     def next_attempt(self) -> int:
         """The attempt as which a message that is given back comes again."""
         return self.attempt + (self.action is Action.NACK)

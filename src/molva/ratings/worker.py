@@ -13,12 +13,13 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, TypeVar, final
 
 from molva._base.clock import Clock
 from molva._base.ids import format_id
+from molva._base.waiting import first_of
 from molva.messaging import Action, Delivery, LeaseLostError, Subscription
 from molva.ratings.campaign import Campaign
 from molva.ratings.catalog.known import KnownCampaigns
@@ -40,6 +41,8 @@ from molva.ratings.rating import (
 )
 
 __all__ = ["Worker", "WorkerCounters"]
+
+T = TypeVar("T")
 
 _logger: Final = logging.getLogger("molva.ratings")
 
@@ -158,15 +161,9 @@ class Worker:
         Never what was known a while ago: a rating of a campaign that is newer than that
         would become a dead letter.
         """
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return await self._campaigns.refresh()
-            except CatalogError as error:
-                _logger.warning("the catalog cannot be read, next try in %.1f s: %s", pause, error)
-                if await self._pause(pause):
-                    return None
-                pause = min(_LONGEST_PAUSE, pause * 2)
+        return await self._patiently(
+            self._campaigns.refresh, CatalogError, "the catalog cannot be read"
+        )
 
     async def _apply(
         self, submissions: Sequence[Submission]
@@ -174,34 +171,36 @@ class Worker:
         """Apply, as often as it takes; None where we are stopped while it cannot be done."""
         if not submissions:
             return []
+        # The same ids make trying again safe. Nothing new is taken meanwhile, so that what
+        # waits, waits in the broker and not here.
+        outcomes = await self._patiently(
+            lambda: self._ledger.apply(submissions, applied_at_us=self._clock.now_us()),
+            LedgerUnavailableError,
+            "the ledger takes nothing",
+        )
+        if outcomes is not None:
+            self.counters.batches += 1
+            for outcome, number in Counter(outcomes).items():
+                name = outcome.value if isinstance(outcome, Outcome) else "failed"
+                self.counters.outcomes[name] += number
+        return outcomes
+
+    async def _patiently(
+        self, call: Callable[[], Awaitable[T]], passing: type[Exception], trouble: str
+    ) -> T | None:
+        """Call until ``passing`` is not raised any more; None where we are stopped first."""
         pause = _FIRST_PAUSE
         while True:
             try:
-                outcomes = await self._ledger.apply(submissions, applied_at_us=self._clock.now_us())
+                return await call()
             except LedgerBrokenError:
-                raise
-            except LedgerUnavailableError as error:
-                # The same ids make trying again safe. Nothing new is taken meanwhile, so
-                # that what waits, waits in the broker and not here.
-                _logger.warning("the ledger takes nothing, next try in %.1f s: %s", pause, error)
-                if await self._pause(pause):
+                raise  # passes only with this process
+            except passing as error:
+                _logger.warning("%s, next try in %.1f s: %s", trouble, pause, error)
+                await first_of(self._clock.sleep(pause), self._stopping.wait())
+                if self._stopping.is_set():
                     return None
                 pause = min(_LONGEST_PAUSE, pause * 2)
-            else:
-                self.counters.batches += 1
-                for outcome, number in Counter(outcomes).items():
-                    name = outcome.value if isinstance(outcome, Outcome) else "failed"
-                    self.counters.outcomes[name] += number
-                return outcomes
-
-    async def _pause(self, seconds: float) -> bool:
-        """Wait; return whether we were stopped meanwhile."""
-        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        await asyncio.wait((sleeping, stopping), return_when=asyncio.FIRST_COMPLETED)
-        sleeping.cancel()
-        stopping.cancel()
-        return self._stopping.is_set()
 
     async def _settle(
         self, done: Sequence[tuple[Delivery, Action]], dead: Sequence[tuple[Delivery, str]]

@@ -103,20 +103,12 @@ class SQLiteSubscription(SQLiteSide):
         if rejected:
             with translated():
                 await self._bury(rejected)
-        had_room = reader.room > 0
-        outcomes = []
-        for settlement in settlements:
-            token = cast(LaneToken, settlement.token)
-            if settlement.action in (Action.NACK, Action.RETURN):
-                due = self._clock.monotonic() + settlement.delay
-                attempt = settlement.next_attempt
-                outcomes.append(reader.give_back(token, due=due, attempt=attempt))
-                had_room = False
-            else:
-                outcomes.append(reader.settle(token))
+        was_full = reader.room == 0
+        now = self._clock.monotonic()
+        outcomes = [reader.apply(settlement, now=now) for settlement in settlements]
         if reader.advance() and self._upkeep is None:
             self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
-        if not had_room:
+        if was_full or any(s.gives_back for s in settlements):
             # There is something for a receive that waits meanwhile.
             self._woken.set()
         return outcomes

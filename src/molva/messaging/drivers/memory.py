@@ -32,6 +32,7 @@ from typing import Final, cast, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva._base.url import one_of, positive_integer
+from molva._base.waiting import first_of
 from molva.messaging._lanes import (
     MAX_LANES,
     LaneReader,
@@ -252,28 +253,22 @@ class MemorySubscription:
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs."""
         reader = self._reader
-        now_us = self._clock.now_us()
-        had_room = reader.room > 0
+        now, now_us = self._clock.monotonic(), self._clock.now_us()
+        was_full = reader.room == 0
         outcomes = []
         for settlement in settlements:
             token = cast(LaneToken, settlement.token)
-            if settlement.action in (Action.NACK, Action.RETURN):
-                due = self._clock.monotonic() + settlement.delay
-                attempt = settlement.next_attempt
-                outcomes.append(reader.give_back(token, due=due, attempt=attempt))
-                had_room = False
-                continue
             if settlement.action is Action.REJECT and reader.holds(token):
                 message = self._message(token.offset)
                 self._reading.dead.append(
                     DeadLetter(message, settlement.reason, settlement.attempt, now_us)
                 )
-            outcomes.append(reader.settle(token))
+            outcomes.append(reader.apply(settlement, now=now))
         reader.advance()
         self._write_watermarks()
         if reader.left():
             self._share_lanes()
-        if not had_room:
+        if was_full or any(s.gives_back for s in settlements):
             # There is something for a receive that waits meanwhile.
             self.wake()
         return outcomes
@@ -362,10 +357,4 @@ class MemorySubscription:
 
     async def _wait(self, seconds: float) -> None:
         """Wait for a wake-up, or until this clock has moved on by ``seconds``."""
-        timer = asyncio.ensure_future(self._clock.sleep(max(0.0, seconds)))
-        woken = asyncio.ensure_future(self._woken.wait())
-        try:
-            await asyncio.wait((timer, woken), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-            woken.cancel()
+        await first_of(self._clock.sleep(max(0.0, seconds)), self._woken.wait())
