@@ -6,6 +6,7 @@ import pytest
 
 from molva.messaging.drivers import memory
 from tests.messaging.conformance import TopicConformance, TopicHarness
+from tests.messaging.conformance.queues import QueueConformance, QueueHarness
 
 _names = itertools.count()
 
@@ -32,3 +33,9 @@ class TestMemory(TopicConformance):
     @pytest.fixture
     def harness(self) -> TopicHarness:
         return MemoryHarness()
+
+
+class TestMemoryQueue(QueueConformance):
+    @pytest.fixture
+    def harness(self) -> QueueHarness:
+        return QueueHarness(f"memory://test-queue-{next(_names)}")

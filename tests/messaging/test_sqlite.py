@@ -8,6 +8,7 @@ import pytest
 from molva.messaging import Action, Message
 from molva.messaging.drivers import _sqlite_subscription
 from tests.messaging.conformance import TopicConformance, TopicHarness, bodies
+from tests.messaging.conformance.queues import QueueConformance, QueueHarness
 
 
 class SQLiteHarness(TopicHarness):
@@ -45,6 +46,12 @@ class TestSQLite(TopicConformance):
     @pytest.fixture(params=["loop", "thread"])
     def harness(self, tmp_path: Path, request: pytest.FixtureRequest) -> TopicHarness:
         return SQLiteHarness(tmp_path, request.param)
+
+
+class TestSQLiteQueue(QueueConformance):
+    @pytest.fixture(params=["loop", "thread"])
+    def harness(self, tmp_path: Path, request: pytest.FixtureRequest) -> QueueHarness:
+        return QueueHarness(f"sqlite://{tmp_path}/queue.db?commit={request.param}")
 
 
 async def test_offsets_are_never_used_again_once_every_message_was_deleted(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from _pytest.mark.structures import ParameterSet
 
 from molva.cli import exits
 from molva.cli.main import main
-from molva.messaging import errors
+from molva.messaging import errors, url
 from molva.messaging.drivers import memory, sqlite
 from molva.ratings.problem import TITLES
 from tests.conftest import MolvaProcess, StartMolva, skip_without
@@ -139,9 +139,28 @@ def test_every_messaging_error_is_in_the_manual() -> None:
 @pytest.mark.parametrize("driver", [memory, sqlite])
 def test_every_url_option_is_in_the_manual_and_in_the_drivers_header(driver: object) -> None:
     text = manual("messaging.md")
-    for option in getattr(driver, "OPTIONS"):  # noqa: B009 - modules have no common type
+    for kind in ("TOPIC_OPTIONS", "QUEUE_OPTIONS"):
+        for option in getattr(driver, kind):
+            assert f"`{option}`" in text, option
+            assert f"``{option}``" in (driver.__doc__ or ""), option
+
+
+def test_every_common_url_option_is_in_the_manual() -> None:
+    text = manual("messaging.md")
+    for option in url.COMMON_OPTIONS:
         assert f"`{option}`" in text, option
-        assert f"``{option}``" in (driver.__doc__ or ""), option
+        assert f"``{option}``" in (url.__doc__ or ""), option
+
+
+def test_the_table_of_capabilities_is_what_the_drivers_say() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "from generate_capabilities import page; print(page(), end='')"],
+        cwd=ROOT / "scripts",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert manual("capabilities.md") == result.stdout, "run scripts/generate_capabilities.py"
 
 
 async def test_every_metric_is_in_the_manual(start_molva: StartMolva) -> None:

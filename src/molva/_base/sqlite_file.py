@@ -20,7 +20,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -30,6 +30,7 @@ __all__ = [
     "CHECKPOINT_PAGES",
     "DamagedFileError",
     "ForeignFileError",
+    "Migration",
     "NewerFileError",
     "SQLiteFileError",
     "UnusableFileError",
@@ -38,6 +39,10 @@ __all__ = [
     "probe_fsync",
     "transaction",
 ]
+
+# One step from a version to the next: a script, or a function where the tables to change
+# are only known when the file is open.
+Migration = str | Callable[[apsw.Connection], None]
 
 # The WAL-reset bug: with several connections, a checkpoint that races a commit can corrupt
 # the file. Fixed in 3.51.3, and on older branches that nobody packages for Python.
@@ -89,7 +94,7 @@ def open_sqlite(
     *,
     kind: str,
     application_id: int,
-    migrations: Sequence[str],
+    migrations: Sequence[Migration],
     create: bool = True,
     vfs: str | None = None,
 ) -> apsw.Connection:
@@ -99,8 +104,8 @@ def open_sqlite(
         path: The file; its folder must exist.
         kind: What the file is, for error messages: ``queue``, ``ledger``, ``catalog``.
         application_id: Marks files of this kind.
-        migrations: One SQL script for each version, the first creates the schema. A
-            script that was released never changes; corrections are further scripts.
+        migrations: One for each version, the first creates the schema. One that was
+            released never changes; corrections are further ones.
         create: Whether a missing file is made.
         vfs: Name of a registered SQLite VFS; None for the system's own.
 
@@ -152,7 +157,7 @@ def _prepare(
     path: str,
     kind: str,
     application_id: int,
-    migrations: Sequence[str],
+    migrations: Sequence[Migration],
 ) -> None:
     connection.set_busy_timeout(round(_OPEN_TIMEOUT * 1_000))
     # The last connection to close copies the WAL into the file. It must not while we do not
@@ -177,8 +182,11 @@ def _prepare(
         with transaction(connection):
             # Another process may have migrated the file since we looked.
             version = _check_identity(connection, path, kind, application_id, migrations)
-            for script in migrations[version:]:
-                connection.execute(script)
+            for migration in migrations[version:]:
+                if isinstance(migration, str):
+                    connection.execute(migration)
+                else:
+                    migration(connection)
             connection.pragma("application_id", application_id)
             connection.pragma("user_version", len(migrations))
     _settle_wal(connection, path)
@@ -190,7 +198,7 @@ def _check_identity(
     path: str,
     kind: str,
     application_id: int,
-    migrations: Sequence[str],
+    migrations: Sequence[Migration],
 ) -> int:
     """Return the file's version, 0 for a new one; raise where it is not ours."""
     found_id = connection.pragma("application_id")

@@ -95,6 +95,7 @@ class SQLiteWriter:
         self._on_loop = on_loop
         self._lock = asyncio.Lock()
         self._broken: BaseException | None = None
+        self._durable: bool | None = None
         connection.set_wal_hook(self._copy_wal)
 
     @property
@@ -107,11 +108,18 @@ class SQLiteWriter:
         if self._broken is not None:
             raise BrokenFileError(self._path, "was given up after an I/O error") from self._broken
 
-    async def write(self, work: Callable[[apsw.Connection], T]) -> T:
+    async def write(
+        self, work: Callable[[apsw.Connection], T], *, durable: bool | None = None
+    ) -> T:
         """Run ``work`` in one transaction and commit it; return what it returned.
 
         ``work`` may be run twice: on the loop first, and again, from its beginning, in a
         thread where the file was locked. Cancelling does not stop a commit under way.
+
+        Args:
+            work: Writes, on the connection that it is given.
+            durable: Whether the commit waits for its fsync, which makes all commits before
+                it durable too; None: as the connection was opened.
 
         Raises:
             BusyFileError: Another process held the file for five seconds.
@@ -121,6 +129,9 @@ class SQLiteWriter:
         async with self._lock:
             self.check()
             try:
+                if durable is not None and durable is not self._durable:
+                    self._connection.pragma("synchronous", "full" if durable else "normal")
+                    self._durable = durable
                 if self._on_loop:
                     try:
                         return self._transact(work)

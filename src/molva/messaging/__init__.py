@@ -8,6 +8,9 @@
     )
     await subscription.run(handle, concurrency=8)
 
+A topic is a log that any number of named subscriptions read; a queue (``open_queue``) hands
+each message to one consumer, under a lease, in one of several orders.
+
 At least once by default, acknowledged when the handler has returned, retried with growing
 delays when it raised, put among the dead letters in the end. Change the URL and the broker
 changes; what brokers cannot all do is a field of ``Capabilities``.
@@ -18,27 +21,35 @@ from molva.messaging.driver import (
     Action,
     Capabilities,
     DeadLetter,
+    Peeked,
+    QueueStat,
     SubscriptionStat,
     TopicStat,
 )
 from molva.messaging.errors import (
     BrokenBrokerError,
     ClosedError,
+    ForkedError,
     IncompatibleBrokerError,
+    InUseError,
     InvalidURLError,
     LeaseLostError,
     MessageTooLargeError,
     MessagingError,
     MissingExtraError,
+    NotFoundError,
     QueueFullError,
+    QueueNotFoundError,
+    RejectError,
     SendManyError,
     TopicNotFoundError,
     UnavailableError,
     UnsupportedFeatureError,
 )
 from molva.messaging.message import Message
-from molva.messaging.subscription import Subscription, open_subscription
-from molva.messaging.topic import Topic, open_topic
+from molva.messaging.queue import Queue, open_queue
+from molva.messaging.subscription import ReceiveCounters, Subscription, open_subscription
+from molva.messaging.topic import SendCounters, Topic, open_topic
 from molva.messaging.url import with_options
 
 __all__ = [
@@ -48,6 +59,8 @@ __all__ = [
     "ClosedError",
     "DeadLetter",
     "Delivery",
+    "ForkedError",
+    "InUseError",
     "IncompatibleBrokerError",
     "InvalidURLError",
     "LeaseLostError",
@@ -55,7 +68,15 @@ __all__ = [
     "MessageTooLargeError",
     "MessagingError",
     "MissingExtraError",
+    "NotFoundError",
+    "Peeked",
+    "Queue",
     "QueueFullError",
+    "QueueNotFoundError",
+    "QueueStat",
+    "ReceiveCounters",
+    "RejectError",
+    "SendCounters",
     "SendManyError",
     "Subscription",
     "SubscriptionStat",
@@ -64,6 +85,7 @@ __all__ = [
     "TopicStat",
     "UnavailableError",
     "UnsupportedFeatureError",
+    "open_queue",
     "open_subscription",
     "open_topic",
     "with_options",

@@ -1,8 +1,9 @@
-"""A batcher without a timer.
+"""A batcher that needs no timer.
 
 While one call is under way, items pile up; the next call takes them all. A lone item
 waits for nothing, a flood travels in large batches, and nothing has to be tuned. Batchers
-with a linger make every lone item pay for the flood that may come.
+with a linger make every lone item pay for the flood that may come; where a call is dear,
+a cloud's that is paid by the call, one can be asked for.
 
 One call runs at a time, so items are stored in the order in which they were submitted.
 Every item gets a result of its own; where the whole call raised, every item of that call
@@ -12,6 +13,8 @@ gets the exception.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar, final
+
+from molva._base.clock import SYSTEM_CLOCK, Clock
 
 __all__ = ["Batcher"]
 
@@ -38,13 +41,22 @@ class Batcher(Generic[T, R]):
         call: Takes the items, returns a result for each, in their order.
         max_items: Items after which a call is full. A slice of ``submit_many``, which has
             at most as many, is not torn apart for it.
+        linger: Seconds that the first item of a call waits for others.
+        clock: Where the linger's time comes from.
     """
 
     def __init__(
-        self, call: Callable[[list[T]], Awaitable[Sequence[R]]], *, max_items: int = 1_000
+        self,
+        call: Callable[[list[T]], Awaitable[Sequence[R]]],
+        *,
+        max_items: int = 1_000,
+        linger: float = 0.0,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._call = call
         self._max_items = max_items
+        self._linger = linger
+        self._clock = clock
         self._items: list[T] = []
         # Who waits for them, in the same order: a future for one, a group for several.
         self._waiters: list[asyncio.Future[R] | _Group[R]] = []
@@ -152,6 +164,8 @@ class Batcher(Generic[T, R]):
 
     async def _gather(self) -> None:
         """Let the loop go round as long as each round brings more items."""
+        if self._linger and len(self._items) < self._max_items and not self._draining:
+            await self._clock.sleep(self._linger)
         seen = 0
         while seen != len(self._items) < self._max_items:
             seen = len(self._items)

@@ -18,7 +18,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, cast, final
+from typing import Final, Literal, NamedTuple, cast, final
 from zlib import crc32
 
 from molva.messaging.driver import Outcome, Settlement
@@ -214,6 +214,17 @@ class LaneReader:
         """Return whether the token names a hand-over that is still ours to settle."""
         lane = self._lanes.get(token[0])
         return lane is not None and lane.epoch == token[1] and lane.open.get(token[2]) == token[3]
+
+    def state(self, lane: int, offset: int) -> Literal["ready", "held", "delayed", "settled"]:
+        """Return what is known here of a message."""
+        owned = self._lanes.get(lane)
+        if owned is None or offset > owned.read_to:
+            return "ready"
+        if offset in owned.open:
+            return "held"
+        if any(nacked[0] == offset for nacked in owned.nacked):
+            return "delayed"
+        return "settled"
 
     def settle(self, token: LaneToken) -> Outcome:
         """Settle a hand-over as done. Call ``advance`` after the last one of a batch."""

@@ -1,9 +1,15 @@
 """How often a message is tried, and how long after which failure."""
 
 import random
-from typing import Final, final
+from typing import Final, Self, final
+
+from molva.messaging.url import BrokerURL
 
 __all__ = ["Retries"]
+
+# Hand-overs of one message before it becomes a dead letter. As most brokers' users set it:
+# fewer gives up on a short outage, more keeps a lane waiting behind a poisonous message.
+_MAX_ATTEMPTS: Final = 5
 
 # Seconds before the second attempt, doubled for each further one up to the limit. A
 # quarter of it is random, so that consumers that failed together do not return together.
@@ -24,6 +30,13 @@ class Retries:
             raise ValueError(f"max_attempts={max_attempts} is refused; at least 1 is accepted")
         self.max_attempts: Final = max_attempts
         self._random = random.Random()  # jitter, no secret
+
+    @classmethod
+    def of(cls, max_attempts: int | None, url: BrokerURL) -> Self:
+        """Return the retries that a caller asks for; else those of the URL; else the usual."""
+        if max_attempts is None:
+            max_attempts = url.max_attempts
+        return cls(_MAX_ATTEMPTS if max_attempts is None else max_attempts)
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after the failed ``attempt``, counted from 1."""

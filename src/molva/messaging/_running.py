@@ -1,8 +1,9 @@
 """Running handlers for deliveries: side by side across keys, one after the other in a key.
 
-A failed handler's message stays here until its next try, because its key must wait for it;
-its slot is free meanwhile, because the other keys need not. A consumer of a topic owns its
-lanes for as long as it lives, so no lease can run out.
+A failed handler's message that has a key, or comes from a lane, stays here until its next
+try, because what follows it must wait for it; its slot is free meanwhile, because the other
+keys need not. Any other message goes back to the broker, which hands it to whoever is free
+then. What is held here under a lease is kept alive (``_leases``).
 """
 
 import asyncio
@@ -12,10 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Protocol, final
 
 from molva._base.clock import Clock
+from molva._base.ids import format_id
 from molva._base.waiting import first_of
+from molva.messaging._ahead import Ahead
+from molva.messaging._leases import LeaseKeeper
 from molva.messaging._retry import Retries
 from molva.messaging.delivery import Delivery
-from molva.messaging.errors import LeaseLostError, MessagingError
+from molva.messaging.errors import LeaseLostError, MessagingError, RejectError
 
 __all__ = ["GiveBack", "Runner"]
 
@@ -28,38 +32,64 @@ class GiveBack(Protocol):
     async def __call__(self, deliveries: Iterable[Delivery], *, delay: float) -> None: ...
 
 
+class _Counters(Protocol):
+    handled: int
+    failed: int
+    handler_seconds: float
+
+
+@final
+class _TimedOutError(Exception):
+    """A handler took longer than it may."""
+
+
 @final
 class Runner:
     """The handlers of one ``run``: side by side across keys, in order within one.
 
     Args:
         handler: Called with each delivery.
+        name: What the handler is called, for people.
         concurrency: How many handlers may run at once.
-        prefetch: How many deliveries may be held, running ones among them.
+        timeout: Seconds after which a handler is cancelled; None for never.
+        ahead: How many deliveries may be held, running ones among them.
+        leased: Whether a failed message without a key goes back to the broker.
+        keeper: Keeps the leases of what is held.
         retries: How often and when a failed handler runs again.
         give_back: Lets deliveries come again that nobody worked on.
         stopping: Set when nothing more is to be received.
         clock: Where time comes from.
+        counters: Told of handlers that ran.
     """
 
     def __init__(
         self,
         handler: Callable[[Delivery], Awaitable[object]],
         *,
+        name: str,
         concurrency: int,
-        prefetch: int,
+        timeout: float | None,
+        ahead: Ahead,
+        leased: bool,
+        keeper: LeaseKeeper,
         retries: Retries,
         give_back: GiveBack,
         stopping: asyncio.Event,
         clock: Clock,
+        counters: _Counters,
     ) -> None:
         self._handler = handler
+        self._name = name
         self._slots = asyncio.Semaphore(concurrency)
-        self._most = prefetch
+        self._timeout = timeout
+        self._ahead = ahead
+        self._leased = leased
+        self._keeper = keeper
         self._retries = retries
         self._give_back = give_back
         self._stopping = stopping
         self._clock = clock
+        self._counters = counters
         # For each key the deliveries that wait for the one that runs, oldest first.
         self._lines: dict[object, deque[Delivery]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,14 +104,15 @@ class Runner:
         Zero once the subscription was stopped.
         """
         stopping = self._stopping
-        while self._held >= self._most and not stopping.is_set():
+        while self._held >= self._ahead.size and not stopping.is_set():
             self._freed.clear()
             await first_of(self._freed.wait(), stopping.wait())
-        return 0 if stopping.is_set() else self._most - self._held
+        return 0 if stopping.is_set() else self._ahead.size - self._held
 
     def start(self, delivery: Delivery) -> None:
         """Run the handler for a delivery, behind those of its key."""
         self._held += 1
+        self._keeper.hold(delivery)
         key = delivery.message.key
         # Without a key there is no order to keep: every message is a line of its own.
         line: object = delivery.message.id if key is None else key
@@ -90,7 +121,9 @@ class Runner:
             waiting.append(delivery)
             return
         waiting = self._lines[line] = deque([delivery])
-        task = asyncio.get_running_loop().create_task(self._work_off(line, waiting))
+        task = asyncio.get_running_loop().create_task(
+            self._work_off(line, waiting), name=f"handler {self._name}"
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -99,16 +132,33 @@ class Runner:
         for task in self._tasks:
             task.cancel()
 
-    async def finish(self) -> None:
-        """Let the handlers under way end; what waits for its turn is given back."""
+    async def finish(self, timeout: float | None = None) -> None:
+        """Let the handlers under way end; what waits for its turn is given back.
+
+        Those that still run after ``timeout`` seconds are cancelled, and what they were
+        working on is given back too.
+        """
         self._ending.set()
+        if not self._tasks:
+            return
+        try:
+            if timeout is None:
+                await asyncio.wait(self._tasks)
+            else:
+                await first_of(asyncio.wait(self._tasks), self._clock.sleep(timeout))
+        except asyncio.CancelledError:
+            self.cancel()
+            await asyncio.wait(self._tasks)
+            raise
         if self._tasks:
-            try:
-                await asyncio.wait(self._tasks)
-            except asyncio.CancelledError:
-                self.cancel()
-                await asyncio.wait(self._tasks)
-                raise
+            _logger.warning(
+                "%d handlers %s did not end within %s s; they are cancelled",
+                len(self._tasks),
+                self._name,
+                timeout,
+            )
+            self.cancel()
+            await asyncio.wait(self._tasks)
 
     async def _work_off(self, line: object, waiting: deque[Delivery]) -> None:
         try:
@@ -116,11 +166,12 @@ class Runner:
                 async with self._slots:
                     if self._ending.is_set():
                         return
+                    if waiting[0].lost:
+                        self._done(waiting)
+                        continue
                     delay = await self._handle(waiting[0])
                 if delay is None:
-                    waiting.popleft()
-                    self._held -= 1
-                    self._freed.set()
+                    self._done(waiting)
                 else:
                     # The message stays with us, since its key must wait for it; its slot
                     # is free meanwhile, since the others need not.
@@ -129,40 +180,99 @@ class Runner:
             del self._lines[line]
             self._held -= len(waiting)
             self._freed.set()
+            for delivery in waiting:
+                self._keeper.let_go(delivery)
             await self._give_back(waiting, delay=0.0)
+
+    def _done(self, waiting: deque[Delivery]) -> None:
+        self._keeper.let_go(waiting.popleft())
+        self._held -= 1
+        self._freed.set()
 
     async def _handle(self, delivery: Delivery) -> float | None:
         """Run the handler once; return the seconds until it is to run again, if it is."""
+        began = self._clock.monotonic()
         try:
             try:
-                await self._handler(delivery)
+                if self._timeout is None:
+                    await self._handler(delivery)
+                else:
+                    await self._handle_in_time(delivery, self._timeout)
             except Exception as error:  # noqa: BLE001 - the handler's, whatever it is
+                self._counters.failed += 1
                 return await self._fail(delivery, error)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and not task.cancelling():
                     # The handler's own doing, which counts: it may do so every time.
+                    self._counters.failed += 1
                     await delivery.nack()
                 raise
+            finally:
+                seconds = self._clock.monotonic() - began
+                self._ahead.note(seconds)
+                self._counters.handler_seconds += seconds
+            self._counters.handled += 1
             await delivery.ack()
         except LeaseLostError as error:
-            _logger.warning("%s", error)
+            _logger.warning("%s", error, extra=_about(delivery))
         except MessagingError as error:
-            _logger.warning("%r could not be settled and will come again: %s", delivery, error)
+            _logger.warning(
+                "%r could not be settled and will come again: %s",
+                delivery,
+                error,
+                extra=_about(delivery),
+            )
             delay = self._retries.delay(delivery.attempt)
             await self._give_back([delivery], delay=delay)
         return None
 
+    async def _handle_in_time(self, delivery: Delivery, timeout: float) -> None:
+        task = asyncio.get_running_loop().create_task(
+            _ended(self._handler(delivery)), name=f"handler {self._name}"
+        )
+        try:
+            await first_of(asyncio.wait([task]), self._clock.sleep(timeout))
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+                if task.cancelled():
+                    raise _TimedOutError(f"{self._name} took longer than {timeout:g} s")
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        task.result()
+
     async def _fail(self, delivery: Delivery, error: Exception) -> float | None:
         """Decide about a failed handler; return the seconds until it is to run again."""
+        about = _about(delivery)
         if delivery.settled:
-            _logger.warning("the handler settled %r, then raised %r", delivery, error)
+            _logger.warning(
+                "%s settled %r, then raised %r", self._name, delivery, error, extra=about
+            )
+            return None
+        if isinstance(error, RejectError):
+            _logger.error("%r was rejected: %s", delivery, error, extra=about)
+            await delivery.reject(str(error))
             return None
         if delivery.attempt >= self._retries.max_attempts:
-            _logger.error("%r failed for the last time: %r", delivery, error)
+            _logger.error("%r failed for the last time: %r", delivery, error, extra=about)
             await delivery.reject(f"{type(error).__name__}: {error}")
             return None
         delay = self._retries.delay(delivery.attempt)
-        _logger.warning("%r failed, next try in %.1f s: %r", delivery, delay, error)
+        _logger.warning("%r failed, next try in %.1f s: %r", delivery, delay, error, extra=about)
+        if self._leased and delivery.message.key is None:
+            await delivery.nack(delay=delay)
+            return None
         delivery.attempt += 1
         return delay
+
+
+def _about(delivery: Delivery) -> dict[str, object]:
+    """Return what a structured log keeps of a delivery, beside the text."""
+    return {"message_id": format_id(delivery.message.id), "attempt": delivery.attempt}
+
+
+async def _ended(handling: Awaitable[object]) -> None:
+    await handling

@@ -2,22 +2,33 @@
 
 A driver moves bytes. It never retries, never batches by itself, and returns a result for
 each item of a batch; where the whole call failed it lets the exception through. All that
-brokers have in common (validation, batching, retries, closing, telemetry) is done once,
-above it. What they do not have in common is a field of ``Capabilities``.
+brokers have in common (validation, batching, retries, leases, expiry, closing, telemetry)
+is done once, above it. What they do not have in common is a field of ``Capabilities``.
+
+A driver is a module with ``open_topic``, ``open_subscription`` and ``open_queue``, each
+``async (url: BrokerURL, *, clock: Clock)``, and beside each kind what it can do at best
+(``TOPIC_CAPABILITIES``, ``QUEUE_CAPABILITIES``) and which options it reads
+(``TOPIC_OPTIONS``, ``QUEUE_OPTIONS``). A broker that has only one kind leaves the names of
+the other one out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, NamedTuple, Protocol, final
+from typing import Final, Literal, NamedTuple, Protocol, final
 
 from molva.messaging.message import Message
 
 __all__ = [
+    "ALL_FEATURES",
     "Action",
     "Capabilities",
+    "ConsumerDriver",
     "DeadLetter",
     "Outcome",
+    "Peeked",
+    "QueueDriver",
+    "QueueStat",
     "RawDelivery",
     "Settlement",
     "SubscriptionDriver",
@@ -38,7 +49,9 @@ class Outcome(Enum):
 
     STORED = "stored"
     FULL = "full"
+    DROPPED = "dropped"
     SETTLED = "settled"
+    EXTENDED = "extended"
     LEASE_LOST = "lease lost"
 
 
@@ -57,11 +70,16 @@ class Action(Enum):
 
 
 class RawDelivery(NamedTuple):
-    """One hand-over of one message. ``attempt`` counts from 1."""
+    """One hand-over of one message.
+
+    ``attempt`` counts from 1. ``stored_at_us``: when the broker stored it, microseconds,
+    UTC.
+    """
 
     message: Message
     attempt: int
     token: Token
+    stored_at_us: int
 
 
 class Settlement(NamedTuple):
@@ -89,6 +107,32 @@ class Settlement(NamedTuple):
         return self.attempt + (self.action is Action.NACK)
 
 
+# Every name that ``require`` understands, and what it asks for.
+ALL_FEATURES: Final[Mapping[str, str]] = {
+    "at-least-once": "a message is handed over until it is settled",
+    "at-most-once": "a message is handed over once, or never (``delivery=at-most-once``)",
+    "per-key": "order per key, across all consumers",
+    "in-process": "order per key, among the consumers of one process",
+    "capacity": "a bound on what waits, perhaps not to the message",
+    "exact-capacity": "a bound on what waits, to the message",
+    "kill": "stored messages outlive the death of any process",
+    "power": "stored messages outlive a power cut",
+    "node": "stored messages outlive the loss of a machine",
+    "shared": "other processes reach what this one stores",
+    "leases": "each message is held for a time of its own, which can be extended",
+    "delay": "a message can be sent to come later",
+    "fifo": "oldest first",
+    "lifo": "newest first",
+    "priority": "highest priority first, then oldest",
+    "random": "any order, each as likely",
+    "aggregated": "several messages taken as one",
+    "reject": "what does not fit is refused",
+    "wait": "what does not fit waits",
+    "drop-newest": "what does not fit is dropped, and counted",
+    "drop-oldest": "what waited longest makes room, and is counted",
+}
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Capabilities:
@@ -103,6 +147,16 @@ class Capabilities:
             ``power`` (a cut) and ``node`` (loss of a machine).
         max_body_bytes: The largest body that is taken.
         shared: Whether other processes reach what this one stores.
+        holding: How a consumer holds what was handed over to it. ``lease``: each message
+            for a time of its own, which can be extended and can run out. ``lane``: it owns
+            parts of the keys for as long as it lives.
+        disciplines: In which orders messages can be taken. ``aggregated`` is made of
+            ``fifo`` above every driver.
+        overflows: What can become of a message that does not fit. ``wait`` and
+            ``drop-newest`` are made of ``reject`` above every driver.
+        delay: Whether a message can be sent to come later. (A nacked one always can.)
+        attempts: Whether failed attempts are counted across the death of a consumer, or
+            only as long as one holds the message.
     """
 
     delivery: Literal["at-least-once", "at-most-once"]
@@ -111,6 +165,32 @@ class Capabilities:
     survives: frozenset[str]
     max_body_bytes: int
     shared: bool = True
+    holding: Literal["lease", "lane"] = "lane"
+    disciplines: frozenset[str] = frozenset({"fifo"})
+    overflows: frozenset[str] = frozenset({"reject"})
+    delay: bool = False
+    attempts: Literal["exact", "approximate"] = "approximate"
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What ``require`` may ask for and gets here: names of ``ALL_FEATURES``."""
+        # Acknowledging before handing over makes at-most-once of anything.
+        found = {"at-most-once", self.delivery} | self.survives | self.disciplines
+        if self.ordering != "none":
+            found |= {"in-process", self.ordering}
+        if self.capacity != "none":
+            found |= {"capacity", "wait", "drop-newest"} | self.overflows
+        if self.capacity == "exact":
+            found.add("exact-capacity")
+        if self.shared:
+            found.add("shared")
+        if self.holding == "lease":
+            found.add("leases")
+        if self.delay:
+            found.add("delay")
+        if "fifo" in self.disciplines:
+            found.add("aggregated")
+        return frozenset(found)
 
 
 @final
@@ -141,13 +221,67 @@ class TopicStat:
 
 @final
 @dataclass(frozen=True, slots=True)
+class QueueStat:
+    """What a queue holds.
+
+    Attributes:
+        pending: Messages stored and not yet settled: ``ready``, ``held`` and ``delayed``.
+        ready: Those that a consumer would get now.
+        held: Those that a consumer holds under a lease.
+        delayed: Those that come later: sent so, or nacked with a delay.
+        dead: Dead letters kept.
+        dropped: Messages that ``overflow=drop-oldest`` ever dropped.
+        oldest_seconds: Age of the oldest pending message; None where there is none or the
+            broker cannot tell.
+    """
+
+    pending: int
+    ready: int
+    held: int
+    delayed: int
+    dead: int
+    dropped: int
+    oldest_seconds: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that was given up, and why. ``died_at_us``: microseconds, UTC."""
+    """A message that was given up, and why.
+
+    Attributes:
+        message: The message.
+        reason: Why it was given up.
+        attempts: Hand-overs that it had.
+        died_at_us: When it was given up: microseconds, UTC.
+        origin: Where it waited: ``queue mails``, ``topic ratings, subscription process``.
+        stored_at_us: When it was stored: microseconds, UTC.
+    """
 
     message: Message
     reason: str
     attempts: int
     died_at_us: int
+    origin: str
+    stored_at_us: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Peeked:
+    """A waiting message that was looked at without being taken.
+
+    Attributes:
+        message: The message.
+        state: ``ready``, ``held`` by a consumer, or ``delayed``.
+        attempts: Hand-overs so far, as far as the broker knows.
+        stored_at_us: When it was stored: microseconds, UTC.
+    """
+
+    message: Message
+    state: Literal["ready", "held", "delayed"]
+    attempts: int
+    stored_at_us: int
 
 
 class TopicDriver(Protocol):
@@ -166,7 +300,8 @@ class TopicDriver(Protocol):
     async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
         """Store messages in their order; STORED or FULL for each, in that order.
 
-        STORED means that the message has reached what ``survives`` says.
+        STORED means that the message has reached what ``survives`` says. What is FULL
+        stands behind what is STORED: room is given to the first.
         """
         ...
 
@@ -178,21 +313,33 @@ class TopicDriver(Protocol):
         """Return up to ``limit`` dead letters of a subscription, oldest first."""
         ...
 
+    async def remove_subscription(self, subscription: str) -> bool:
+        """Remove a subscription, what waits in it and its dead letters.
+
+        Returns False where there is none. Raises InUseError where somebody consumes it.
+        """
+        ...
+
     async def close(self) -> None:
         """Release everything. Called once."""
         ...
 
 
-class SubscriptionDriver(Protocol):
-    """One consumer of a named subscription."""
+class ConsumerDriver(Protocol):
+    """One consumer: of a named subscription, or of a queue."""
 
     @property
     def capabilities(self) -> Capabilities:
         """What this broker can do as it was opened."""
         ...
 
+    @property
+    def lease(self) -> float | None:
+        """Seconds that a message is held without being extended; None where for ever."""
+        ...
+
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
-        """Take up to ``limit`` messages, oldest first.
+        """Take up to ``limit`` messages, in the order of the discipline.
 
         Returns at once with what is there; waits up to ``wait`` seconds for the first
         one. May be cancelled at any point without losing a message.
@@ -203,14 +350,70 @@ class SubscriptionDriver(Protocol):
         """Settle hand-overs; SETTLED or LEASE_LOST for each, in that order."""
         ...
 
+    async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
+        """Hold for ``seconds`` from now; EXTENDED or LEASE_LOST for each, in that order.
+
+        Where lanes are owned there is nothing to extend: it tells what is still held.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Return when all that was settled outlives what the messages outlive."""
+        ...
+
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters, oldest first."""
         ...
+
+    async def replay(self, ids: Collection[bytes] | None, limit: int) -> int:
+        """Send up to ``limit`` dead letters back, oldest first; return how many.
+
+        ``ids``: only these messages; None: any. Each waits again as a message that was
+        never tried, for this subscription or queue only, and is no dead letter any more:
+        at every moment it is one or the other.
+        """
+        ...
+
+    async def purge(self, *, dead: bool) -> int:
+        """Remove all that waits, or all dead letters; return how many.
+
+        Raises InUseError where other consumers hold what waits, and that cannot be undone.
+        """
+        ...
+
+    async def peek(self, limit: int) -> list[Peeked]:
+        """Return up to ``limit`` waiting messages without taking them, next first."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what is held and release everything. Called once."""
+        ...
+
+
+class SubscriptionDriver(ConsumerDriver, Protocol):
+    """One consumer of a named subscription."""
 
     async def stat(self) -> SubscriptionStat | None:
         """Return what waits; None where the broker cannot tell."""
         ...
 
-    async def close(self) -> None:
-        """Give back what is held and release everything. Called once."""
+
+class QueueDriver(ConsumerDriver, Protocol):
+    """Both ends of a queue: each message goes to one consumer, under a lease."""
+
+    @property
+    def capacity(self) -> int | None:
+        """How many messages may wait; None where nothing bounds them."""
+        ...
+
+    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
+        """Store messages in their order; see ``TopicDriver.send_batch``.
+
+        With ``overflow=drop-oldest`` nothing is FULL: what waited longest, and is held by
+        nobody, makes room.
+        """
+        ...
+
+    async def stat(self) -> QueueStat | None:
+        """Return what waits; None where the broker cannot tell."""
         ...

@@ -4,7 +4,9 @@
     ├── InvalidURLError            correct the configuration
     ├── UnsupportedFeatureError    choose a driver that has the feature
     ├── MissingExtraError          install the driver's client library
-    ├── TopicNotFoundError         create the topic or subscription, or correct its name
+    ├── NotFoundError
+    │   ├── TopicNotFoundError     create the topic or subscription, or correct its name
+    │   └── QueueNotFoundError     create the queue, or correct its name
     ├── IncompatibleBrokerError    upgrade, or point to another file or server
     ├── MessageTooLargeError       send less
     ├── QueueFullError             shed load, or wait
@@ -12,6 +14,9 @@
     │   └── BrokenBrokerError      open it anew, in a new process
     ├── LeaseLostError             drop the work: another consumer has it now
     ├── ClosedError                a bug in the calling code
+    ├── ForkedError                open it in the process that uses it
+    ├── InUseError                 stop the other consumers first
+    ├── RejectError                raised *by* a handler: never try this message again
     └── SendManyError              some of a batch were not stored: see ``failures``
 
 What the broker's client raised is always the ``__cause__``. A URL in a message never
@@ -26,13 +31,18 @@ from molva._base.ids import format_id
 __all__ = [
     "BrokenBrokerError",
     "ClosedError",
+    "ForkedError",
+    "InUseError",
     "IncompatibleBrokerError",
     "InvalidURLError",
     "LeaseLostError",
     "MessageTooLargeError",
     "MessagingError",
     "MissingExtraError",
+    "NotFoundError",
     "QueueFullError",
+    "QueueNotFoundError",
+    "RejectError",
     "SendManyError",
     "TopicNotFoundError",
     "UnavailableError",
@@ -51,7 +61,18 @@ class InvalidURLError(MessagingError, ValueError):
 
 @final
 class UnsupportedFeatureError(MessagingError):
-    """The broker behind the URL cannot do what was asked for."""
+    """The broker behind the URL cannot do what was asked for.
+
+    Attributes:
+        feature: What it cannot do, as ``Capabilities.features`` calls it.
+        drivers: Schemes of the drivers that can.
+    """
+
+    def __init__(self, problem: str, *, feature: str, drivers: tuple[str, ...] = ()) -> None:
+        can = ", ".join(f"{scheme}://" for scheme in drivers)
+        super().__init__(f"{problem}; {can} can" if can else f"{problem}; no driver here can")
+        self.feature = feature
+        self.drivers = drivers
 
 
 @final
@@ -59,9 +80,18 @@ class MissingExtraError(MessagingError, ImportError):
     """The driver's client library is not installed; the text names the extra."""
 
 
+class NotFoundError(MessagingError, LookupError):
+    """What the URL names does not exist and ``create=never`` was asked for."""
+
+
 @final
-class TopicNotFoundError(MessagingError, LookupError):
+class TopicNotFoundError(NotFoundError):
     """The topic or subscription does not exist and ``create=never`` was asked for."""
+
+
+@final
+class QueueNotFoundError(NotFoundError):
+    """The queue does not exist and ``create=never`` was asked for."""
 
 
 @final
@@ -115,6 +145,29 @@ class LeaseLostError(MessagingError):
 @final
 class ClosedError(MessagingError):
     """It was used after ``close``."""
+
+
+@final
+class ForkedError(MessagingError):
+    """It was opened in another process, of which this one is a fork.
+
+    Connections, locks and threads do not outlive a fork. Open it again in the new process;
+    the one of the old process goes on untouched.
+    """
+
+
+@final
+class InUseError(MessagingError):
+    """Other consumers hold what was to be changed; stop them first."""
+
+
+@final
+class RejectError(MessagingError):
+    """Raised by a handler: this message can never be processed.
+
+    It goes to the dead letters at once, with the text as its reason, instead of being tried
+    again.
+    """
 
 
 @final

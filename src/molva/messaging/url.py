@@ -2,20 +2,61 @@
 
     scheme://user:password@host:port/path?topic=ratings&option=value
 
+What is opened, for every broker:
+
+    ``topic``, ``subscription``, ``queue``
+        A log, one reader of it; or a queue. Names of 1 to 200 printable characters.
+    ``create``
+        ``auto`` (default) makes what is missing, ``never`` raises.
+    ``require``
+        Features that the broker must have, with commas between them: ``power,per-key``.
+    ``capacity``, ``overflow``
+        How many messages may wait, and what becomes of one that does not fit: ``reject``
+        (default), ``wait``, ``drop-newest``, ``drop-oldest``.
+    ``discipline``
+        ``fifo`` (default), ``lifo``, ``priority``, ``random``, ``aggregated``.
+    ``aggregate``
+        How many messages ``discipline=aggregated`` takes as one at most. Default 100.
+    ``delivery``
+        ``at-least-once`` (default) or ``at-most-once``, which settles before it hands over.
+    ``max_attempts``
+        Hand-overs of a message before it becomes a dead letter. Default 5.
+    ``prefetch``
+        Messages that iterating and ``run`` take ahead at most.
+    ``linger``
+        Seconds that a send waits for others to travel with. Default 0.
+
 A driver is reached by its scheme only, and loaded when its scheme is first opened.
 """
 
 import importlib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Final, Literal, cast, final
 from urllib.parse import quote, urlencode, urlsplit
 
 from molva._base.redaction import redact
-from molva._base.url import ResourceURL
-from molva.messaging.errors import InvalidURLError, MissingExtraError
+from molva._base.url import ResourceURL, nearest, one_of, positive_integer, positive_number
+from molva.messaging.driver import ALL_FEATURES, Capabilities
+from molva.messaging.errors import (
+    InvalidURLError,
+    MissingExtraError,
+    UnsupportedFeatureError,
+)
 
-__all__ = ["COMMON_OPTIONS", "BrokerURL", "load_driver", "with_options"]
+__all__ = [
+    "COMMON_OPTIONS",
+    "BrokerURL",
+    "Kind",
+    "check_features",
+    "drivers_with",
+    "known_schemes",
+    "load_driver",
+    "with_options",
+]
+
+Kind = Literal["topic", "queue"]
 
 # Scheme to (module, extra that brings its client library). The only global state here.
 _DRIVERS: Final[dict[str, tuple[str, str | None]]] = {
@@ -23,38 +64,85 @@ _DRIVERS: Final[dict[str, tuple[str, str | None]]] = {
     "sqlite": ("molva.messaging.drivers.sqlite", None),
 }
 
-# Understood for every broker. They say what is opened; the driver's own say how.
-COMMON_OPTIONS: Final = ("topic", "subscription", "create")
+# Understood for every broker: see the head of this file.
+COMMON_OPTIONS: Final = (
+    "topic",
+    "subscription",
+    "queue",
+    "create",
+    "require",
+    "capacity",
+    "overflow",
+    "discipline",
+    "aggregate",
+    "delivery",
+    "max_attempts",
+    "prefetch",
+    "linger",
+)
+
+_CREATE: Final = one_of("auto", "never")
+_DISCIPLINE: Final = one_of("fifo", "lifo", "priority", "random", "aggregated")
+_OVERFLOW: Final = one_of("reject", "wait", "drop-newest", "drop-oldest")
+_DELIVERY: Final = one_of("at-least-once", "at-most-once")
+_DEFAULT_AGGREGATE: Final = 100
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class BrokerURL(ResourceURL):
-    """A broker's URL, and what of it is meant.
+    """A broker's URL, and what of it every broker understands; see the head of this file.
 
     Attributes:
         topic: Name of the topic; None in a base URL.
         subscription: Name of the subscription; None where a topic is meant.
+        queue: Name of the queue.
         create: Whether what is missing is made: ``auto`` or ``never``.
+        require: Features that the broker must have.
+        capacity: How many messages may wait; None where nothing bounds them.
+        overflow: What becomes of a message that does not fit.
+        discipline: In which order messages are taken; None where the URL does not say.
+        aggregate: How many messages are taken as one; None unless ``aggregated``.
+        delivery: Whether messages are settled before or after they are handed over.
+        max_attempts: Hand-overs before a message is a dead letter; None is the default.
+        prefetch: Messages taken ahead at most; None where that is left to us.
+        linger: Seconds that a send waits for others to travel with.
     """
 
     topic: str | None
     subscription: str | None
+    queue: str | None
     create: Literal["auto", "never"]
+    require: frozenset[str]
+    capacity: int | None
+    overflow: str
+    discipline: str | None
+    aggregate: int | None
+    delivery: str
+    max_attempts: int | None
+    prefetch: int | None
+    linger: float
 
     @classmethod
     def parse(cls, text: str) -> "BrokerURL":
         """Return the parsed form of ``text``.
 
         Raises:
-            InvalidURLError: The text is no URL, or an option stands twice.
+            InvalidURLError: The text is no URL, an option stands twice, or the value of
+                one that every broker understands is out of its range.
         """
         base = ResourceURL.read(text, what="broker", file="queue", error=InvalidURLError)
-        options = dict(base.options)
-        create = options.pop("create", "auto")
-        if create not in ("auto", "never"):
-            raise InvalidURLError(f"{base}: create={create!r} is refused; 'auto' or 'never'")
-        return cls(
+        discipline = base.option("discipline", _DISCIPLINE, None)
+        aggregate = base.option("aggregate", positive_integer, None)
+        if aggregate is not None and discipline != "aggregated":
+            raise InvalidURLError(
+                f"{base}: aggregate={aggregate} says nothing without discipline=aggregated"
+            )
+        capacity = base.option("capacity", positive_integer, None)
+        overflow = base.option("overflow", _OVERFLOW, "reject")
+        if capacity is None and overflow != "reject":
+            raise InvalidURLError(f"{base}: overflow={overflow} says nothing without a capacity")
+        url = cls(
             scheme=base.scheme,
             host=base.host,
             path=base.path,
@@ -63,11 +151,41 @@ class BrokerURL(ResourceURL):
             error=base.error,
             user=base.user,
             password=base.password,
-            topic=_name(base.shown, "topic", options.pop("topic", None)),
-            subscription=_name(base.shown, "subscription", options.pop("subscription", None)),
-            create=cast("Literal['auto', 'never']", create),
-            options=options,
+            topic=base.option("topic", _name, None),
+            subscription=base.option("subscription", _name, None),
+            queue=base.option("queue", _name, None),
+            create=cast("Literal['auto', 'never']", base.option("create", _CREATE, "auto")),
+            require=base.option("require", _features, frozenset()),
+            capacity=capacity,
+            overflow=overflow,
+            discipline="fifo" if discipline == "aggregated" else discipline,
+            aggregate=(aggregate or _DEFAULT_AGGREGATE if discipline == "aggregated" else None),
+            delivery=base.option("delivery", _DELIVERY, "at-least-once"),
+            max_attempts=base.option("max_attempts", positive_integer, None),
+            prefetch=base.option("prefetch", positive_integer, None),
+            linger=base.option("linger", positive_number, 0.0),
+            options={k: v for k, v in base.options.items() if k not in COMMON_OPTIONS},
         )
+        if url.queue is not None and (url.topic or url.subscription) is not None:
+            raise InvalidURLError(f"{base}: names a queue and a topic; it can be of one only")
+        return url
+
+    def check_driver_options(self, known: Collection[str]) -> None:
+        """Raise InvalidURLError where an option is neither common nor among ``known``.
+
+        Says so where the option is one of another driver, or of the other kind.
+        """
+        for option in self.options:
+            if option in known:
+                continue
+            owner = _owner_of(option)
+            if owner is not None:
+                raise InvalidURLError(f"{self.scheme}: option {option!r} is {owner}, not of this")
+            hint = nearest(option, (*known, *COMMON_OPTIONS))
+            names = ", ".join((*known, *COMMON_OPTIONS))
+            raise InvalidURLError(
+                f"{self.scheme}: unknown option {option!r}; {hint or f'known are {names}'}"
+            )
 
 
 def with_options(url: str, **options: str) -> str:
@@ -106,12 +224,81 @@ def load_driver(url: BrokerURL) -> ModuleType:
         ) from error
 
 
-def _name(shown: str, what: str, value: str | None) -> str | None:
-    """Check the name of a topic or subscription: any printable text of 1 to 200."""
-    if value is None:
-        return None
-    if not 1 <= len(value) <= 200 or not value.isprintable():
-        raise InvalidURLError(
-            f"{shown}: {what}={value!r:.60} is refused; 1 to 200 printable characters are accepted"
+def known_schemes() -> tuple[str, ...]:
+    """Return the schemes of all drivers, in the order of their names."""
+    return tuple(sorted(_DRIVERS))
+
+
+def check_features(
+    url: BrokerURL, capabilities: Capabilities, required: Iterable[str], kind: Kind
+) -> None:
+    """Raise UnsupportedFeatureError where a feature is missing that the URL needs.
+
+    Args:
+        url: What was opened; its options need features too.
+        capabilities: What it turned out to do.
+        required: Further features.
+        kind: Whether a topic or a queue was opened.
+
+    Raises:
+        UnsupportedFeatureError: Names the feature, and the drivers that have it.
+        ValueError: ``required`` names something that is no feature at all.
+    """
+    needed = set(url.require)
+    for feature in required:
+        needed |= _features(feature)
+    if url.capacity is not None:
+        needed |= {"capacity", url.overflow}
+    if url.discipline is not None:
+        needed.add(url.discipline)
+    if url.delivery == "at-most-once":
+        needed.add("at-most-once")
+    for feature in sorted(needed - capabilities.features):
+        raise UnsupportedFeatureError(
+            f"{url}: a {kind} there, as it was opened, has no {feature!r} "
+            f"({ALL_FEATURES[feature]})",
+            feature=feature,
+            drivers=drivers_with(feature, kind),
         )
+
+
+def drivers_with(feature: str, kind: Kind) -> tuple[str, ...]:
+    """Return the schemes whose drivers can do it, of those whose library is there."""
+    found = []
+    for scheme in known_schemes():
+        try:
+            driver = importlib.import_module(_DRIVERS[scheme][0])
+        except ImportError:
+            continue
+        best = getattr(driver, f"{kind.upper()}_CAPABILITIES", None)
+        if best is not None and feature in best.features:
+            found.append(scheme)
+    return tuple(found)
+
+
+def _owner_of(option: str) -> str | None:
+    """Return whose option it is, if it is any driver's; for an error message."""
+    for scheme in known_schemes():
+        try:
+            driver = importlib.import_module(_DRIVERS[scheme][0])
+        except ImportError:
+            continue
+        for kind in ("topic", "queue"):
+            if option in getattr(driver, f"{kind.upper()}_OPTIONS", ()):
+                return f"one of {scheme}:// for a {kind}"
+    return None
+
+
+def _name(value: str) -> str:
+    """Check the name of a topic, queue or subscription."""
+    if not 1 <= len(value) <= 200 or not value.isprintable():
+        raise ValueError("1 to 200 printable characters are accepted")
     return value
+
+
+def _features(text: str) -> frozenset[str]:
+    names = frozenset(text.split(","))
+    for name in sorted(names - ALL_FEATURES.keys()):
+        hint = nearest(name, ALL_FEATURES) or f"known are {', '.join(ALL_FEATURES)}"
+        raise ValueError(f"{name!r} is no feature; {hint}")
+    return names

@@ -20,6 +20,7 @@ from tests.messaging.conformance.harness import (
     key_in_lane,
     take,
 )
+from tests.messaging.conformance.keeping import Keeping
 from tests.messaging.conformance.order import Order
 from tests.messaging.conformance.running import Running
 from tests.messaging.conformance.settling import Settling
@@ -27,5 +28,5 @@ from tests.messaging.conformance.settling import Settling
 __all__ = ["TopicConformance", "TopicHarness", "bodies", "eventually", "key_in_lane", "take"]
 
 
-class TopicConformance(Basics, Groups, Settling, Order, Running, Flow, Cancelling):
+class TopicConformance(Basics, Groups, Settling, Order, Running, Flow, Cancelling, Keeping):
     """The suite. Subclasses bring the fixture ``harness``."""

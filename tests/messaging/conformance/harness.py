@@ -173,7 +173,9 @@ def collector(got: list[bytes]) -> Callable[[Delivery], object]:
 
 def copy_of(delivery: Delivery, subscription: Subscription) -> Delivery:
     """Return what a consumer holds that does not know yet how its delivery ended."""
-    return Delivery(delivery.message, delivery.attempt, delivery.token, subscription)
+    return Delivery(
+        delivery.message, delivery.attempt, delivery.token, delivery.stored_at_us, subscription
+    )
 
 
 async def settle(delivery: Delivery, action: str) -> None:

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final, cast, final
+from zlib import crc32
 
 import apsw
 
 from molva._base.clock import Clock
+from molva._base.ids import format_id
 from molva._base.sqlite_file import (
     SQLiteFileError,
     UnusableFileError,
@@ -15,74 +17,167 @@ from molva._base.sqlite_file import (
     transaction,
 )
 from molva._base.sqlite_writer import BrokenFileError, CommitOn, SQLiteWriter
-from molva._base.url import one_of, positive_integer
+from molva._base.url import one_of, positive_integer, positive_number
 from molva.messaging._lanes import MAX_LANES
 from molva.messaging.driver import Capabilities, DeadLetter, SubscriptionStat, TopicStat
 from molva.messaging.errors import (
     BrokenBrokerError,
     IncompatibleBrokerError,
     InvalidURLError,
+    QueueNotFoundError,
     TopicNotFoundError,
     UnavailableError,
 )
 from molva.messaging.message import NO_HEADERS, Message
-from molva.messaging.url import COMMON_OPTIONS, BrokerURL
+from molva.messaging.url import BrokerURL
 
 __all__ = [
-    "OPTIONS",
+    "ORDERS",
+    "QUEUE_CAPABILITIES",
+    "QUEUE_OPTIONS",
+    "TAKE_OFFSETS",
+    "TOPIC_CAPABILITIES",
+    "TOPIC_OPTIONS",
+    "DeadLetters",
     "FileOptions",
     "QueueFile",
     "SQLiteSide",
+    "checksum_of",
+    "headers_text",
     "message_of",
     "one",
     "select",
     "translated",
 ]
 
-OPTIONS: Final = ("lanes", "capacity", "start", "max_open", "commit", "vfs")
+TOPIC_OPTIONS: Final = ("lanes", "start", "max_open", "commit", "vfs")
+QUEUE_OPTIONS: Final = ("lease", "commit", "vfs")
+
+TOPIC_CAPABILITIES: Final = Capabilities(
+    delivery="at-least-once",
+    ordering="per-key",
+    capacity="exact",
+    survives=frozenset({"kill", "power"}),
+    max_body_bytes=500_000_000,  # SQLITE_MAX_LENGTH is a row's, and rows carry more
+)
+
+QUEUE_CAPABILITIES: Final = Capabilities(
+    delivery="at-least-once",
+    ordering="in-process",  # "per-key" needs lanes that are owned: topics have them
+    capacity="exact",
+    survives=frozenset({"kill", "power"}),
+    max_body_bytes=500_000_000,
+    holding="lease",
+    disciplines=frozenset({"fifo", "lifo", "priority", "random"}),
+    overflows=frozenset({"reject", "drop-oldest"}),
+    delay=True,
+    attempts="exact",
+)
 
 _APPLICATION_ID: Final = 0x4D4C_5651  # "MLVQ"
 
-_MIGRATIONS: Final = (
-    """
-    CREATE TABLE topic (
-        topic_id      INTEGER PRIMARY KEY,
-        name          TEXT NOT NULL UNIQUE,
-        lanes         INTEGER NOT NULL,
-        last_offset   INTEGER NOT NULL,
-        created_at_us INTEGER NOT NULL
-    ) STRICT;
-    CREATE TABLE subscription (
-        subscription_id INTEGER PRIMARY KEY,
-        topic_id        INTEGER NOT NULL REFERENCES topic,
-        name            TEXT NOT NULL,
-        start_offset    INTEGER NOT NULL,
-        dead            INTEGER NOT NULL DEFAULT 0,
-        created_at_us   INTEGER NOT NULL,
-        UNIQUE (topic_id, name)
-    ) STRICT;
-    CREATE TABLE watermark (
-        subscription_id INTEGER NOT NULL REFERENCES subscription,
-        lane            INTEGER NOT NULL,
-        offset          INTEGER NOT NULL,
-        settled         INTEGER NOT NULL,
-        PRIMARY KEY (subscription_id, lane)
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE dead_letter (
-        dead_letter_id  INTEGER PRIMARY KEY,
-        subscription_id INTEGER NOT NULL REFERENCES subscription,
-        offset          INTEGER NOT NULL,
-        id              BLOB NOT NULL,
-        key             TEXT,
-        headers         TEXT,
-        body            BLOB NOT NULL,
-        reason          TEXT NOT NULL,
-        attempts        INTEGER NOT NULL,
-        died_at_us      INTEGER NOT NULL,
-        UNIQUE (subscription_id, offset)
-    ) STRICT;
-    """,
-)
+_VERSION_1: Final = """
+CREATE TABLE topic (
+    topic_id      INTEGER PRIMARY KEY,
+    name          TEXT NOT NULL UNIQUE,
+    lanes         INTEGER NOT NULL,
+    last_offset   INTEGER NOT NULL,
+    created_at_us INTEGER NOT NULL
+) STRICT;
+CREATE TABLE subscription (
+    subscription_id INTEGER PRIMARY KEY,
+    topic_id        INTEGER NOT NULL REFERENCES topic,
+    name            TEXT NOT NULL,
+    start_offset    INTEGER NOT NULL,
+    dead            INTEGER NOT NULL DEFAULT 0,
+    created_at_us   INTEGER NOT NULL,
+    UNIQUE (topic_id, name)
+) STRICT;
+CREATE TABLE watermark (
+    subscription_id INTEGER NOT NULL REFERENCES subscription,
+    lane            INTEGER NOT NULL,
+    offset          INTEGER NOT NULL,
+    settled         INTEGER NOT NULL,
+    PRIMARY KEY (subscription_id, lane)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE dead_letter (
+    dead_letter_id  INTEGER PRIMARY KEY,
+    subscription_id INTEGER NOT NULL REFERENCES subscription,
+    offset          INTEGER NOT NULL,
+    id              BLOB NOT NULL,
+    key             TEXT,
+    headers         TEXT,
+    body            BLOB NOT NULL,
+    reason          TEXT NOT NULL,
+    attempts        INTEGER NOT NULL,
+    died_at_us      INTEGER NOT NULL,
+    UNIQUE (subscription_id, offset)
+) STRICT;
+"""
+
+
+def _version_2(connection: apsw.Connection) -> None:
+    """Queues; checksums; times to live; dead letters that can be sent back."""
+    for (topic_id,) in connection.execute("SELECT topic_id FROM topic").fetchall():
+        for column in ("ttl REAL", "only_for INTEGER", "checksum INTEGER"):
+            connection.execute(f"ALTER TABLE message_{topic_id} ADD COLUMN {column}")
+    connection.execute(
+        """
+        -- How often a lane was taken over from a consumer that died since it last moved.
+        ALTER TABLE watermark ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
+
+        CREATE TABLE queue (
+            queue_id      INTEGER PRIMARY KEY,
+            name          TEXT NOT NULL UNIQUE,
+            discipline    TEXT NOT NULL,
+            stored        INTEGER NOT NULL DEFAULT 0,
+            settled       INTEGER NOT NULL DEFAULT 0,
+            dropped       INTEGER NOT NULL DEFAULT 0,
+            dead          INTEGER NOT NULL DEFAULT 0,
+            created_at_us INTEGER NOT NULL
+        ) STRICT;
+
+        -- Leases run on the machine's monotonic clock, which begins anew with each boot.
+        CREATE TABLE boot (
+            only_row                INTEGER PRIMARY KEY CHECK (only_row = 1),
+            boot_id                 TEXT NOT NULL,
+            wall_minus_monotonic_us INTEGER NOT NULL
+        ) STRICT;
+
+        CREATE TABLE dead_letter_2 (
+            dead_letter_id  INTEGER PRIMARY KEY,
+            subscription_id INTEGER REFERENCES subscription,
+            queue_id        INTEGER REFERENCES queue,
+            offset          INTEGER NOT NULL,
+            id              BLOB NOT NULL,
+            key             TEXT,
+            headers         TEXT,
+            body            BLOB NOT NULL,
+            priority        INTEGER NOT NULL DEFAULT 0,
+            ttl             REAL,
+            reason          TEXT NOT NULL,
+            attempts        INTEGER NOT NULL,
+            stored_at_us    INTEGER NOT NULL,
+            died_at_us      INTEGER NOT NULL,
+            CHECK ((subscription_id IS NULL) <> (queue_id IS NULL))
+        ) STRICT;
+        INSERT INTO dead_letter_2
+            (dead_letter_id, subscription_id, offset, id, key, headers, body,
+             reason, attempts, stored_at_us, died_at_us)
+        SELECT dead_letter_id, subscription_id, offset, id, key, headers, body,
+               reason, attempts, died_at_us, died_at_us
+        FROM dead_letter;
+        DROP TABLE dead_letter;
+        ALTER TABLE dead_letter_2 RENAME TO dead_letter;
+        CREATE UNIQUE INDEX dead_letter_of_subscription ON dead_letter (subscription_id, offset)
+            WHERE subscription_id IS NOT NULL;
+        CREATE UNIQUE INDEX dead_letter_of_queue ON dead_letter (queue_id, offset)
+            WHERE queue_id IS NOT NULL;
+        """
+    )
+
+
+_MIGRATIONS: Final = (_VERSION_1, _version_2)
 
 # A topic's messages have a table of their own: a reader scans it by offset, and rows of
 # other topics would be in its way.
@@ -94,8 +189,48 @@ _MESSAGE_TABLE: Final = """
         key       TEXT,
         headers   TEXT,
         body      BLOB NOT NULL,
-        stored_at_us INTEGER NOT NULL
+        stored_at_us INTEGER NOT NULL,
+        ttl       REAL,
+        only_for  INTEGER,  -- a replayed message is one subscription's only
+        checksum  INTEGER   -- ``checksum_of``; none in rows that are older than it
     ) STRICT
+"""
+
+TAKE_OFFSETS: Final = """
+    UPDATE topic SET last_offset = last_offset + ? WHERE topic_id = ? RETURNING last_offset
+"""
+
+# How each discipline takes what is ready.
+ORDERS: Final = {
+    "fifo": "offset",
+    "lifo": "offset DESC",
+    "priority": "priority DESC, offset",
+    "random": "place, offset",
+}
+
+# A queue's messages. ``state``: 0 ready, 1 held, 2 delayed. ``due_us``: when what is held or
+# delayed becomes ready, on the machine's monotonic clock. ``turn`` counts every hand-over and
+# is the token's epoch, ``attempt`` those that counted. ``place``: where chance has put it.
+# The two indexes divide the rows, so that taking one never walks over those of the other.
+_QUEUE_TABLE: Final = """
+    CREATE TABLE queue_{queue_id} (
+        offset    INTEGER PRIMARY KEY,
+        id        BLOB NOT NULL,
+        key       TEXT,
+        headers   TEXT,
+        body      BLOB NOT NULL,
+        priority  INTEGER NOT NULL,
+        ttl       REAL,
+        checksum  INTEGER NOT NULL,
+        stored_at_us INTEGER NOT NULL,
+        state     INTEGER NOT NULL,
+        due_us    INTEGER NOT NULL,
+        turn      INTEGER NOT NULL DEFAULT 0,
+        attempt   INTEGER NOT NULL DEFAULT 0,
+        place     INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE INDEX queue_{queue_id}_ready ON queue_{queue_id} ({order}) WHERE state = 0;
+    CREATE INDEX queue_{queue_id}_due ON queue_{queue_id} (due_us) WHERE state > 0;
 """
 
 # Up to where every subscription of a topic is done. Without one nothing is: the log waits
@@ -107,6 +242,7 @@ _DONE: Final = """
 
 _DEFAULT_LANES: Final = 16
 _DEFAULT_MAX_OPEN: Final = 10_000
+_DEFAULT_LEASE: Final = 30.0
 
 
 @final
@@ -114,9 +250,9 @@ class FileOptions:
     """The options of one URL."""
 
     def __init__(self, url: BrokerURL) -> None:
-        url.check_options((*OPTIONS, *COMMON_OPTIONS))
+        url.check_driver_options(TOPIC_OPTIONS if url.queue is None else QUEUE_OPTIONS)
         self.lanes = url.option("lanes", _lanes_option, None)
-        self.capacity = url.option("capacity", positive_integer, None)
+        self.lease = url.option("lease", positive_number, _DEFAULT_LEASE)
         self.start = url.option("start", one_of("earliest", "latest"), "earliest")
         self.max_open = url.option("max_open", positive_integer, _DEFAULT_MAX_OPEN)
         commit = url.option("commit", one_of("auto", "loop", "thread"), "auto")
@@ -209,6 +345,43 @@ class QueueFile:
             topic_id = self.connection.last_insert_rowid()
             self.connection.execute(_MESSAGE_TABLE.format(topic_id=topic_id))
 
+    def find_queue(self, clock: Clock) -> tuple[int, str]:
+        """Return (id, discipline) of the queue, made if missing and allowed."""
+        url = self._url
+        if url.queue is None:
+            raise InvalidURLError(f"{url}: names no queue; add ?queue=mails")
+        with translated():
+            row = self._queue_row()
+            if row is None:
+                if url.create == "never":
+                    raise QueueNotFoundError(
+                        f"{self.path}: there is no queue {url.queue!r}, and create=never was asked"
+                    )
+                with transaction(self.connection):
+                    row = self._queue_row() or self._create_queue(url.queue, clock)
+        if url.discipline not in (None, row[1]):
+            raise InvalidURLError(
+                f"sqlite: discipline={url.discipline} is refused; queue {url.queue!r} was made "
+                f"with {row[1]}, which cannot change"
+            )
+        return row
+
+    def _queue_row(self) -> tuple[int, str] | None:
+        sql = "SELECT queue_id, discipline FROM queue WHERE name = ?"
+        return cast(
+            "tuple[int, str] | None", self.connection.execute(sql, (self._url.queue,)).fetchone()
+        )
+
+    def _create_queue(self, name: str, clock: Clock) -> tuple[int, str]:
+        discipline = self._url.discipline or "fifo"
+        self.connection.execute(
+            "INSERT INTO queue (name, discipline, created_at_us) VALUES (?, ?, ?)",
+            (name, discipline, clock.now_us()),
+        )
+        queue_id = self.connection.last_insert_rowid()
+        self.connection.execute(_QUEUE_TABLE.format(queue_id=queue_id, order=ORDERS[discipline]))
+        return queue_id, discipline
+
     def find_subscription(self, topic_id: int, clock: Clock) -> int:
         """Return the id of the subscription, made if missing and allowed."""
         url = self._url
@@ -249,7 +422,7 @@ class QueueFile:
         )
         subscription_id = connection.last_insert_rowid()
         connection.executemany(
-            "INSERT INTO watermark VALUES (?, ?, ?, 0)",
+            "INSERT INTO watermark (subscription_id, lane, offset, settled) VALUES (?, ?, ?, 0)",
             ((subscription_id, lane, start) for lane in range(lanes)),
         )
         return subscription_id
@@ -258,18 +431,21 @@ class QueueFile:
 class SQLiteSide:
     """What both sides of a topic know about its file."""
 
-    capabilities: Final = Capabilities(
-        delivery="at-least-once",
-        ordering="per-key",
-        capacity="exact",
-        survives=frozenset({"kill", "power"}),
-        max_body_bytes=500_000_000,  # SQLITE_MAX_LENGTH is a row's, and rows carry more
-    )
+    capabilities: Final = TOPIC_CAPABILITIES
 
     def __init__(
-        self, writer: SQLiteWriter, reads: apsw.Connection, topic_id: int, lanes: int
+        self,
+        writer: SQLiteWriter,
+        reads: apsw.Connection,
+        *,
+        path: str,
+        topic: str,
+        topic_id: int,
+        lanes: int,
     ) -> None:
         self._writer = writer
+        self._path = path
+        self._topic = topic
         # Reads need no lock, but a connection of their own: the writer's may be inside a
         # transaction, in a thread that waits for another process.
         self._reads = reads
@@ -306,20 +482,14 @@ class SQLiteSide:
                 found[name] = SubscriptionStat(last - settled, dead, oldest)
         return TopicStat(last, found)
 
-    def _dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
+    def _dead_letters_of(self, subscription: str) -> "DeadLetters | None":
         rows = select(
             self._reads,
-            """
-            SELECT d.body, d.id, d.key, d.headers, d.reason, d.attempts, d.died_at_us
-            FROM dead_letter d JOIN subscription s USING (subscription_id)
-            WHERE s.topic_id = ? AND s.name = ? ORDER BY d.dead_letter_id LIMIT ?
-            """,
-            (self._topic_id, subscription, limit),
+            "SELECT subscription_id FROM subscription WHERE topic_id = ? AND name = ?",
+            (self._topic_id, subscription),
         )
-        return [
-            DeadLetter(message_of(id_, key, headers, body), reason, attempts, died_at_us)
-            for body, id_, key, headers, reason, attempts, died_at_us in rows
-        ]
+        origin = f"topic {self._topic}, subscription {subscription}"
+        return DeadLetters("subscription_id", rows[0][0], origin) if rows else None
 
     def _trim(self, connection: apsw.Connection, upto: int) -> None:
         # Looked up again, in this very transaction: a subscription that was made since the
@@ -372,8 +542,133 @@ def one(connection: apsw.Connection, sql: str, bindings: tuple[object, ...]) -> 
     return cast(int, connection.execute(sql, cast("tuple[int, ...]", bindings)).get)
 
 
-def message_of(id_: bytes, key: str | None, headers: str | None, body: bytes) -> Message:
-    return Message(body, id_, key, NO_HEADERS if headers is None else json.loads(headers))
+def headers_text(message: Message) -> str | None:
+    """Return a message's headers as they are stored."""
+    return json.dumps(dict(message.headers)) if message.headers else None
+
+
+def checksum_of(id_: bytes, key: str | None, headers: str | None, body: bytes) -> int:
+    """Return what is stored beside a message to find a flipped bit: SQLite looks for none."""
+    found = crc32(body, crc32(id_))
+    if key is not None:
+        found = crc32(key.encode(), found)
+    return found if headers is None else crc32(headers.encode(), found)
+
+
+def message_of(
+    place: str,
+    id_: bytes,
+    key: str | None,
+    headers: str | None,
+    body: bytes,
+    checksum: int | None,
+    ttl: float | None = None,
+    priority: int = 0,
+) -> Message:
+    """Return the message of a row; ``place`` says which, for an error message.
+
+    Raises:
+        IncompatibleBrokerError: It is not what was stored.
+    """
+    if checksum is not None and checksum != checksum_of(id_, key, headers, body):
+        raise IncompatibleBrokerError(
+            f"{place} is damaged: its checksum is wrong, so the disk or another program changed "
+            f"it (message {format_id(id_)}); restore the file from a copy, or purge what waits"
+        )
+    if headers is None and ttl is None and not priority:
+        return Message(body, id_, key)
+    given = NO_HEADERS if headers is None else json.loads(headers)
+    return Message(body, id_, key, given, priority, ttl=ttl)
+
+
+@final
+class DeadLetters:
+    """The dead letters of one subscription or queue.
+
+    Args:
+        column: ``subscription_id`` or ``queue_id``.
+        owner: Its value.
+        origin: What dead letters say of where they waited.
+    """
+
+    def __init__(self, column: str, owner: int, origin: str) -> None:
+        self._table = column.removesuffix("_id")
+        self._column = column
+        self.owner: Final = owner
+        self._origin = origin
+
+    def look(self, reads: apsw.Connection, limit: int) -> list[DeadLetter]:
+        """Return the oldest ones."""
+        rows = select(
+            reads,
+            f"""
+            SELECT id, key, headers, body, NULL, ttl, priority,
+                   reason, attempts, died_at_us, stored_at_us
+            FROM dead_letter WHERE {self._column} = ? ORDER BY dead_letter_id LIMIT ?
+            """,
+            (self.owner, limit),
+        )
+        return [
+            DeadLetter(message_of("", *message), reason, attempts, died, self._origin, stored)
+            for *message, reason, attempts, died, stored in rows
+        ]
+
+    def bury(
+        self, connection: apsw.Connection, source: str, rows: Collection[tuple[object, ...]]
+    ) -> None:
+        """Copy rows of ``source`` here: (reason, attempts, died_at_us, offset) of each.
+
+        One that a crash brings here twice is kept once.
+        """
+        before = connection.total_changes()
+        connection.executemany(
+            f"""
+            INSERT OR IGNORE INTO dead_letter
+                ({self._column}, reason, attempts, died_at_us,
+                 offset, id, key, headers, body, ttl, stored_at_us)
+            SELECT {self.owner}, ?, ?, ?, offset, id, key, headers, body, ttl, stored_at_us
+            FROM {source} WHERE offset = ?
+            """,
+            cast("Collection[tuple[int, ...]]", rows),
+        )
+        # Counted as they come: counting them anew takes longer the more there are.
+        self.count(connection, connection.total_changes() - before)
+
+    def chosen(
+        self, connection: apsw.Connection, ids: Collection[bytes] | None, limit: int
+    ) -> list[tuple[Any, ...]]:
+        """Return (dead_letter_id, id, key, headers, body, ttl, priority) of what to replay."""
+        sql = f"""
+            SELECT dead_letter_id, id, key, headers, body, ttl, priority FROM dead_letter
+            WHERE {self._column} = ? ORDER BY dead_letter_id
+        """
+        if ids is None:
+            return select(connection, f"{sql} LIMIT ?", (self.owner, limit))
+        wanted = frozenset(ids)
+        rows = select(connection, sql, (self.owner,))
+        return [row for row in rows if row[1] in wanted][:limit]
+
+    def forget(self, connection: apsw.Connection, dead_letter_ids: Collection[int]) -> None:
+        """Delete some."""
+        connection.executemany(
+            "DELETE FROM dead_letter WHERE dead_letter_id = ?", ((id_,) for id_ in dead_letter_ids)
+        )
+        self.count(connection, -len(dead_letter_ids))
+
+    def forget_all(self, connection: apsw.Connection) -> int:
+        """Delete all; return how many."""
+        before = connection.total_changes()
+        connection.execute(f"DELETE FROM dead_letter WHERE {self._column} = ?", (self.owner,))
+        number = connection.total_changes() - before
+        self.count(connection, -number)
+        return number
+
+    def count(self, connection: apsw.Connection, more: int) -> None:
+        """Take note that there are so many more."""
+        connection.execute(
+            f"UPDATE {self._table} SET dead = dead + ? WHERE {self._column} = ?",
+            (more, self.owner),
+        )
 
 
 def _lanes_option(text: str) -> int:

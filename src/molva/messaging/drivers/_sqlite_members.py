@@ -6,6 +6,8 @@ Everything here is file locks and named pipes in a folder beside the database:
     queue.db-lanes/<subscription>.lane.<lane>     locked by the lane's owner
     queue.db-lanes/<subscription>.wake.<slot>     a pipe that the consumer reads
 
+(``q<queue>`` instead of the subscription's number where it is a queue, which has no lanes.)
+
 A lock of ``flock`` belongs to an open file and is free the moment its last process dies,
 whatever killed it. So there is no heartbeat, no lease to renew and nothing to clean up: a
 killed consumer's lanes can be taken at once, and a stopped one keeps them until it goes
@@ -25,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Final, final
 
-__all__ = ["Members", "Waker", "lanes_folder"]
+__all__ = ["Members", "Waker", "lanes_folder", "live_members"]
 
 # A folder's time stamp moves in steps of the kernel's clock, up to 10 ms. One that is
 # younger than this may change again without a sign.
@@ -43,13 +45,13 @@ class Members:
 
     Args:
         folder: As ``lanes_folder`` gives it; made where missing.
-        subscription_id: Keeps the subscriptions of one database apart.
+        owner: Keeps the subscriptions and queues of one database apart.
     """
 
-    def __init__(self, folder: Path, subscription_id: int) -> None:
+    def __init__(self, folder: Path, owner: int | str) -> None:
         folder.mkdir(exist_ok=True)
         self._folder = folder
-        self._prefix = f"{subscription_id}."
+        self._prefix = f"{owner}."
         self._probes: dict[int, int] = {}
         self._lanes: dict[int, int] = {}
         self._slot, self._slot_lock = self._take_slot()
@@ -119,9 +121,7 @@ class Members:
             slot += 1
 
     def _slots(self) -> list[int]:
-        prefix = f"{self._prefix}member."
-        names = os.listdir(self._folder)
-        return sorted(int(name[len(prefix) :]) for name in names if name.startswith(prefix))
+        return _slots(self._folder, self._prefix)
 
     def _is_live(self, slot: int) -> bool:
         descriptor = self._probes.get(slot)
@@ -199,6 +199,23 @@ class Waker:
             if old is not None:
                 os.close(old)
             self._pipes[name] = descriptor
+
+
+def live_members(folder: Path, owner: int | str) -> int:
+    """Return how many consumers are live."""
+    number = 0
+    if folder.is_dir():
+        for slot in _slots(folder, f"{owner}."):
+            descriptor = _open_lock(folder / f"{owner}.member.{slot}")
+            number += not _lock(descriptor, fcntl.LOCK_SH)
+            os.close(descriptor)
+    return number
+
+
+def _slots(folder: Path, prefix: str) -> list[int]:
+    prefix += "member."
+    names = os.listdir(folder)
+    return sorted(int(name[len(prefix) :]) for name in names if name.startswith(prefix))
 
 
 def _open_lock(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, cast, final
 
 import apsw
@@ -11,17 +11,30 @@ from molva._base.clock import Clock
 from molva._base.seldom import SeldomLog
 from molva._base.sqlite_file import SQLiteFileError
 from molva._base.sqlite_writer import BrokenFileError, SQLiteWriter
-from molva.messaging._lanes import LaneReader, LaneToken, Scan, Watermark
+from molva.messaging._lanes import LaneReader, LaneToken, Scan, Watermark, lane_of
 from molva.messaging.driver import (
     Action,
     DeadLetter,
     Outcome,
+    Peeked,
     RawDelivery,
     Settlement,
     SubscriptionStat,
+    Token,
 )
-from molva.messaging.drivers._sqlite_file import SQLiteSide, message_of, one, select, translated
-from molva.messaging.drivers._sqlite_members import Members
+from molva.messaging.drivers._sqlite_file import (
+    TAKE_OFFSETS,
+    DeadLetters,
+    SQLiteSide,
+    checksum_of,
+    message_of,
+    one,
+    select,
+    translated,
+)
+from molva.messaging.drivers._sqlite_members import Members, Waker
+from molva.messaging.errors import IncompatibleBrokerError, InUseError
+from molva.messaging.message import Message
 
 __all__ = ["SQLiteSubscription"]
 
@@ -41,26 +54,40 @@ _TRIM_IDLE_ROWS: Final = 2_000
 class SQLiteSubscription(SQLiteSide):
     """One consumer of a subscription in a SQLite file."""
 
+    lease: Final = None  # it owns lanes, for as long as it lives
+
     def __init__(
         self,
         *,
         writer: SQLiteWriter,
         reads: apsw.Connection,
+        path: str,
         members: Members,
+        waker: Waker,
         reader: LaneReader,
+        topic: str,
         topic_id: int,
+        subscription: str,
         subscription_id: int,
         lanes: int,
         clock: Clock,
     ) -> None:
-        super().__init__(writer, reads, topic_id, lanes)
+        super().__init__(writer, reads, path=path, topic=topic, topic_id=topic_id, lanes=lanes)
         self._members = members
+        self._waker = waker
+        self._subscription = subscription
+        self._dead = DeadLetters(
+            "subscription_id", subscription_id, f"topic {topic}, subscription {subscription}"
+        )
         self._log = SeldomLog(_logger, clock)
         self._reader = reader
         self._subscription_id = subscription_id
         self._clock = clock
         self._all_lanes = (1 << lanes) - 1
-        columns = f"SELECT offset, lane, id, key, headers, body FROM {self._table}"
+        columns = (
+            "SELECT offset, lane, id, key, headers, body, checksum, ttl, stored_at_us, only_for "
+            f"FROM {self._table}"
+        )
         in_range = "WHERE offset > ? AND offset <= ?"
         self._select_all = f"{columns} {in_range} ORDER BY offset LIMIT ?"
         self._select_some = f"{columns} {in_range} AND ? >> lane & 1 ORDER BY offset LIMIT ?"
@@ -69,6 +96,7 @@ class SQLiteSubscription(SQLiteSide):
         self._upkeep: asyncio.Task[None] | None = None
         self._idle = False
         self._closed = False
+        self._settled_before = 0
         # Set to make every receive that waits look again.
         self._woken = asyncio.Event()
 
@@ -106,8 +134,7 @@ class SQLiteSubscription(SQLiteSide):
         was_full = reader.room == 0
         now = self._clock.monotonic()
         outcomes = [reader.apply(settlement, now=now) for settlement in settlements]
-        if reader.advance() and self._upkeep is None:
-            self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
+        self._note_settled()
         if was_full or any(s.gives_back for s in settlements):
             # There is something for a receive that waits meanwhile.
             self._woken.set()
@@ -116,12 +143,112 @@ class SQLiteSubscription(SQLiteSide):
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters of this subscription, oldest first."""
         with translated():
-            return self._dead_letters(self._name(), limit)
+            return self._dead.look(self._reads, limit)
 
     async def stat(self) -> SubscriptionStat:
         """Return what waits."""
         with translated():
-            return self._stat(self._clock).subscriptions[self._name()]
+            return self._stat(self._clock).subscriptions[self._subscription]
+
+    async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
+        """Tell what is still held; a lane is owned without end."""
+        holds = self._reader.holds
+        return [
+            Outcome.EXTENDED if holds(cast(LaneToken, token)) else Outcome.LEASE_LOST
+            for token in tokens
+        ]
+
+    async def flush(self) -> None:
+        """Write the watermarks, and wait for the fsync of all that was written before."""
+        with translated():
+            await self._write_watermarks(durable=True)
+
+    async def replay(self, ids: Collection[bytes] | None, limit: int) -> int:
+        """Store dead letters once more at the end of the log, for this subscription only."""
+
+        def work(connection: apsw.Connection) -> int:
+            rows = self._dead.chosen(connection, ids, limit)
+            last = one(connection, TAKE_OFFSETS, (len(rows), self._topic_id))
+            now_us = self._clock.now_us()
+            connection.executemany(
+                f"""
+                INSERT INTO {self._table}
+                    (offset, lane, id, key, headers, body, stored_at_us, ttl, only_for, checksum)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                """,
+                (
+                    (
+                        offset,
+                        lane_of(key, id_, self._lanes),
+                        id_,
+                        key,
+                        headers,
+                        body,
+                        now_us,
+                        ttl,
+                        self._subscription_id,
+                        checksum_of(id_, key, headers, body),
+                    )
+                    for offset, (_, id_, key, headers, body, ttl, _p) in enumerate(
+                        rows, last - len(rows) + 1
+                    )
+                ),
+            )
+            self._dead.forget(connection, [row[0] for row in rows])
+            return len(rows)
+
+        with translated():
+            replayed = await self._writer.write(work)
+        self._woken.set()
+        self._waker.wake()
+        return replayed
+
+    async def purge(self, *, dead: bool) -> int:
+        """Settle all that waits, or delete all dead letters."""
+        with translated():
+            if dead:
+                return await self._writer.write(self._dead.forget_all)
+            self._next_share = self._clock.monotonic()
+            await self._share_lanes()
+            missing = self._lanes - len(self._reader.lanes)
+            if missing:
+                raise InUseError(
+                    f"{self._path}: other consumers hold {missing} of {self._lanes} lanes of "
+                    f"subscription {self._subscription!r}; stop them, then purge"
+                )
+            await self._write_watermarks()
+            marks = await self._writer.write(self._settle_all, durable=True)
+        before = sum(mark.settled for mark in marks)
+        # What is open is forgotten: late settlements find another epoch.
+        for mark in marks:
+            self._reader.disown(mark.lane)
+            self._reader.own(mark)
+        self._waker.wake()
+        return before - self._settled_before
+
+    async def peek(self, limit: int) -> list[Peeked]:
+        """Return what stands above the watermarks, oldest first."""
+        sql = f"""
+            SELECT m.lane, m.offset, m.id, m.key, m.headers, m.body, m.checksum, m.ttl,
+                   m.stored_at_us
+            FROM {self._table} m JOIN watermark w ON w.lane = m.lane AND w.subscription_id = ?
+            WHERE m.offset > w.offset AND (m.only_for IS NULL OR m.only_for = w.subscription_id)
+            ORDER BY m.offset
+        """
+        found: list[Peeked] = []
+        with translated():
+            for row in self._reads.execute(sql, (self._subscription_id,)):
+                lane, offset, *message, stored_at_us = cast("tuple[Any, ...]", row)
+                state = self._reader.state(lane, offset)
+                if state == "settled":
+                    continue
+                if len(found) == limit:
+                    break
+                attempts = 0 if state == "ready" else 1
+                found.append(
+                    Peeked(message_of(self._at(offset), *message), state, attempts, stored_at_us)
+                )
+        return found
 
     async def close(self) -> None:
         """Write the watermarks, free the lanes, release the file."""
@@ -138,14 +265,9 @@ class SQLiteSubscription(SQLiteSide):
             finally:
                 # In this order: who takes a lane over reads its watermark first.
                 self._members.close()
+                self._waker.close()
                 self._reads.close()
                 await self._writer.close()
-
-    def _name(self) -> str:
-        sql = "SELECT name FROM subscription WHERE subscription_id = ?"
-        [(name,)] = select(self._reads, sql, (self._subscription_id,))
-        assert isinstance(name, str)
-        return name
 
     # Lanes ------------------------------------------------------------------------------
 
@@ -195,17 +317,49 @@ class SQLiteSubscription(SQLiteSide):
         for token in reader.due(self._clock.monotonic(), limit):
             row = self._reads.execute(self._select_one, (token.offset,)).fetchone()
             assert row is not None, "an unsettled message is never deleted"
-            found.append(RawDelivery(message_of(*row[2:]), token.attempt, token))
+            *message, stored_at_us, _ = cast("tuple[Any, ...]", row)[2:]
+            again = message_of(self._at(token.offset), *message)
+            found.append(RawDelivery(again, token.attempt, token, stored_at_us))
         limit = min(limit - len(found), reader.room)
         while limit > 0 and (scan := reader.next_scan()) is not None:
             rows, end = self._read(scan, limit)
+            # Looked at before anything is handed over: a damaged row is one clear error, as
+            # often as it is asked for, and nothing behind it overtakes it.
+            messages: list[Message | None] = []
+            try:
+                for row in rows:
+                    messages.append(self._message_of_row(row))
+            except IncompatibleBrokerError:
+                rows = rows[: len(messages)]
+                if not rows and not found:
+                    raise
+                end = rows[-1][0] if rows else scan.after
             tokens = reader.deliver(scan, [(row[0], row[1]) for row in rows], end)
-            for token, (_, _, id_, key, headers, body) in zip(tokens, rows, strict=True):
-                found.append(RawDelivery(message_of(id_, key, headers, body), 1, token))
-            limit -= len(rows)
-            if scan.upto is None or end < scan.upto:
+            others = False
+            for token, message_, row in zip(tokens, messages, rows, strict=True):
+                if message_ is None:
+                    reader.settle(token)  # another subscription's replay
+                    others = True
+                else:
+                    found.append(RawDelivery(message_, 1, token, row[8]))
+                    limit -= 1
+            if others:
+                self._note_settled()
+            elif scan.upto is None or end < scan.upto:
                 break  # the end of the log, or the limit
         return found
+
+    def _message_of_row(self, row: tuple[Any, ...]) -> Message | None:
+        """Return the message of a row; None where it is of another subscription only."""
+        offset, _, id_, key, headers, body, checksum, ttl, _, only_for = row
+        if only_for is not None and only_for != self._subscription_id:
+            return None
+        if headers is None and ttl is None and checksum == checksum_of(id_, key, None, body):
+            return Message(body, id_, key)
+        return message_of(self._at(offset), id_, key, headers, body, checksum, ttl)
+
+    def _at(self, offset: int) -> str:
+        return f"{self._path}: message {offset} of topic {self._topic!r}"
 
     def _read(self, scan: Scan, limit: int) -> tuple[list[tuple[Any, ...]], int]:
         """Read one scan; return its rows and the offset up to which nothing was missed."""
@@ -234,6 +388,10 @@ class SQLiteSubscription(SQLiteSide):
             if not self._closed:
                 loop.remove_reader(descriptor)
 
+    def _note_settled(self) -> None:
+        if self._reader.advance() and self._upkeep is None:
+            self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
+
     # Writing ----------------------------------------------------------------------------
 
     async def _bury(self, rejected: Sequence[Settlement]) -> None:
@@ -241,28 +399,33 @@ class SQLiteSubscription(SQLiteSide):
         now_us = self._clock.now_us()
         held = [s for s in rejected if self._reader.holds(cast(LaneToken, s.token))]
 
-        def work(connection: apsw.Connection) -> None:
-            before = connection.total_changes()
-            connection.executemany(
-                f"""
-                INSERT OR IGNORE INTO dead_letter
-                    (subscription_id, offset, id, key, headers, body, reason, attempts, died_at_us)
-                SELECT ?, offset, id, key, headers, body, ?, ?, ? FROM {self._table}
-                WHERE offset = ?
-                """,
-                (
-                    (self._subscription_id, s.reason, s.attempt, now_us, token.offset)
-                    for s in held
-                    for token in [cast(LaneToken, s.token)]
-                ),
-            )
-            # Counted as they come: counting them anew takes longer the more there are.
-            connection.execute(
-                "UPDATE subscription SET dead = dead + ? WHERE subscription_id = ?",
-                (connection.total_changes() - before, self._subscription_id),
-            )
+        rows = [(s.reason, s.attempt, now_us, cast(LaneToken, s.token).offset) for s in held]
+        await self._writer.write(
+            lambda connection: self._dead.bury(connection, self._table, rows), durable=False
+        )
 
-        await self._writer.write(work)
+    def _settle_all(self, connection: apsw.Connection) -> list[Watermark]:
+        """Move every watermark to the end of the log; return them."""
+        last = one(
+            connection, "SELECT last_offset FROM topic WHERE topic_id = ?", (self._topic_id,)
+        )
+        own = (self._subscription_id,)
+        total = "SELECT sum(settled) FROM watermark WHERE subscription_id = ?"
+        self._settled_before = one(connection, total, own)
+        waiting = f"""
+            SELECT m.lane, count(*)
+            FROM {self._table} m JOIN watermark w ON w.lane = m.lane AND w.subscription_id = ?
+            WHERE m.offset > w.offset GROUP BY m.lane
+        """
+        for lane, number in select(connection, waiting, own):
+            connection.execute(
+                "UPDATE watermark SET settled = settled + ? WHERE subscription_id = ? AND lane = ?",
+                (number, self._subscription_id, lane),
+            )
+        sql = "UPDATE watermark SET offset = ? WHERE subscription_id = ?"
+        connection.execute(sql, (last, self._subscription_id))
+        marks = "SELECT lane, offset, settled FROM watermark WHERE subscription_id = ?"
+        return [Watermark(*row) for row in select(connection, marks, own)]
 
     async def _keep_up(self) -> None:
         """Write the watermarks a while after they moved; tidy up; stop when nothing moves."""
@@ -282,9 +445,9 @@ class SQLiteSubscription(SQLiteSide):
         finally:
             self._upkeep = None
 
-    async def _write_watermarks(self) -> bool:
+    async def _write_watermarks(self, *, durable: bool = False) -> bool:
         watermarks = self._reader.unwritten()
-        if not watermarks:
+        if not watermarks and not durable:
             return False
 
         def work(connection: apsw.Connection) -> None:
@@ -300,7 +463,14 @@ class SQLiteSubscription(SQLiteSide):
                 ),
             )
 
-        await self._writer.write(work)
+            if durable and not watermarks:
+                # A commit that changes nothing writes and syncs nothing, and earlier ones may
+                # wait for it. One that changes a row and changes it back does both.
+                sql = "UPDATE watermark SET settled = settled + ? WHERE subscription_id = ?"
+                connection.execute(sql, (1, self._subscription_id))
+                connection.execute(sql, (-1, self._subscription_id))
+
+        await self._writer.write(work, durable=durable)
         self._reader.written(watermarks)
         return True
 

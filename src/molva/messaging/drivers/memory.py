@@ -1,13 +1,13 @@
-"""Memory driver: topics in this process, gone with it. For tests and for trying.
+"""Memory driver: topics and queues in this process, gone with it. For tests and for trying.
 
 URL:
     ``memory://name?topic=ratings&subscription=process``
 
     ``name``
         Every URL of one name, in one process, reaches the same broker.
-    ``topic``, ``subscription``
-        A log, and one reader of it.
-    ``lanes``, ``capacity``, ``start``, ``max_open``
+    ``topic``, ``subscription``; or ``queue``
+        A log, and one reader of it; or a queue.
+    ``lanes``, ``start``, ``max_open``; ``lease``
         As for SQLite.
 
 Delivery:
@@ -26,12 +26,12 @@ Design:
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
-from molva._base.url import one_of, positive_integer
+from molva._base.url import one_of, positive_integer, positive_number
 from molva._base.waiting import first_of
 from molva.messaging._lanes import (
     MAX_LANES,
@@ -45,20 +45,40 @@ from molva.messaging.driver import (
     Capabilities,
     DeadLetter,
     Outcome,
+    Peeked,
     RawDelivery,
     Settlement,
     SubscriptionStat,
+    Token,
     TopicStat,
 )
-from molva.messaging.errors import InvalidURLError, TopicNotFoundError
+from molva.messaging.drivers._memory_queue import QUEUE_CAPABILITIES, MemoryQueue, Store
+from molva.messaging.errors import (
+    InUseError,
+    InvalidURLError,
+    QueueNotFoundError,
+    TopicNotFoundError,
+)
 from molva.messaging.message import Message
-from molva.messaging.url import COMMON_OPTIONS, BrokerURL
+from molva.messaging.url import BrokerURL
 
-__all__ = ["OPTIONS", "MemorySubscription", "MemoryTopic", "open_subscription", "open_topic"]
+__all__ = [
+    "QUEUE_CAPABILITIES",
+    "QUEUE_OPTIONS",
+    "TOPIC_CAPABILITIES",
+    "TOPIC_OPTIONS",
+    "MemoryQueue",
+    "MemorySubscription",
+    "MemoryTopic",
+    "open_queue",
+    "open_subscription",
+    "open_topic",
+]
 
-OPTIONS: Final = ("lanes", "capacity", "start", "max_open")
+TOPIC_OPTIONS: Final = ("lanes", "start", "max_open")
+QUEUE_OPTIONS: Final = ("lease",)
 
-_CAPABILITIES: Final = Capabilities(
+TOPIC_CAPABILITIES: Final = Capabilities(
     delivery="at-least-once",
     ordering="per-key",
     capacity="exact",
@@ -70,6 +90,11 @@ _CAPABILITIES: Final = Capabilities(
 _START: Final = one_of("earliest", "latest")
 _DEFAULT_LANES: Final = 16
 _DEFAULT_MAX_OPEN: Final = 10_000
+_DEFAULT_LEASE: Final = 30.0
+
+# Offset, lane, message, when it was stored, and whose only it is: a replayed one is one
+# subscription's.
+_Row = tuple[int, int, Message, int, str | None]
 
 
 @dataclass(slots=True)
@@ -89,11 +114,11 @@ class _Reading:
 
 @dataclass(slots=True)
 class _Log:
-    """A topic. ``rows`` holds (offset, lane, message, stored at), ascending."""
+    """A topic. ``rows`` is ascending by offset."""
 
     lanes: int
     last: int = 0
-    rows: list[tuple[int, int, Message, int]] = field(default_factory=list)
+    rows: list[_Row] = field(default_factory=list)
     readings: dict[str, _Reading] = field(default_factory=dict)
 
     def trim(self) -> None:
@@ -119,14 +144,14 @@ class _Log:
 
 
 _brokers: Final[dict[str, dict[str, _Log]]] = {}
+_queues: Final[dict[str, dict[str, Store]]] = {}
 
 
 def _open_log(url: BrokerURL) -> _Log:
-    url.check_options((*OPTIONS, *COMMON_OPTIONS))
+    url.check_driver_options(TOPIC_OPTIONS)
     if url.topic is None:
         raise InvalidURLError(f"{url}: names no topic; add ?topic=ratings")
     # Both sides share a URL, so each refuses what the other would.
-    url.option("capacity", positive_integer, None)
     url.option("max_open", positive_integer, None)
     url.option("start", _START, "earliest")
     lanes = url.option("lanes", positive_integer, None)
@@ -150,7 +175,7 @@ def _open_log(url: BrokerURL) -> _Log:
 
 async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "MemoryTopic":
     """Open the sending side of the topic that the URL names."""
-    return MemoryTopic(_open_log(url), url.option("capacity", positive_integer, None), clock)
+    return MemoryTopic(_open_log(url), url.capacity, clock)
 
 
 async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "MemorySubscription":
@@ -171,14 +196,49 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
         marks = {lane: Watermark(lane, start, 0) for lane in range(log.lanes)}
         reading = log.readings[url.subscription] = _Reading(marks, start)
     max_open = url.option("max_open", positive_integer, _DEFAULT_MAX_OPEN)
-    return MemorySubscription(log, reading, LaneReader(max_open=max_open), clock)
+    return MemorySubscription(
+        log,
+        reading,
+        LaneReader(max_open=max_open),
+        clock,
+        topic=url.topic or "",
+        name=url.subscription,
+    )
+
+
+async def open_queue(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> MemoryQueue:
+    """Open both ends of the queue that the URL names."""
+    url.check_driver_options(QUEUE_OPTIONS)
+    if url.queue is None:
+        raise InvalidURLError(f"{url}: names no queue; add ?queue=mails")
+    lease = url.option("lease", positive_number, _DEFAULT_LEASE)
+    queues = _queues.setdefault(url.host + url.path, {})
+    if url.queue not in queues:
+        if url.create == "never":
+            raise QueueNotFoundError(
+                f"memory: there is no queue {url.queue!r}, and create=never was asked"
+            )
+        queues[url.queue] = Store(url.queue, url.discipline or "fifo")
+    store = queues[url.queue]
+    if url.discipline not in (None, store.discipline):
+        raise InvalidURLError(
+            f"memory: discipline={url.discipline} is refused; queue {url.queue!r} was made with "
+            f"{store.discipline}, which cannot change"
+        )
+    return MemoryQueue(
+        store,
+        capacity=url.capacity,
+        drops_oldest=url.overflow == "drop-oldest",
+        lease=lease,
+        clock=clock,
+    )
 
 
 @final
 class MemoryTopic:
     """The sending side of a topic in this process."""
 
-    capabilities: Final = _CAPABILITIES
+    capabilities: Final = TOPIC_CAPABILITIES
 
     def __init__(self, log: _Log, capacity: int | None, clock: Clock) -> None:
         self._log = log
@@ -196,7 +256,7 @@ class MemoryTopic:
         for message in messages[:room]:
             log.last += 1
             lane = lane_of(message.key, message.id, log.lanes)
-            log.rows.append((log.last, lane, message, now_us))
+            log.rows.append((log.last, lane, message, now_us, None))
         for reading in log.readings.values():
             for consumer in reading.consumers:
                 consumer.wake()
@@ -211,6 +271,20 @@ class MemoryTopic:
         reading = self._log.readings.get(subscription)
         return [] if reading is None else reading.dead[:limit]
 
+    async def remove_subscription(self, subscription: str) -> bool:
+        """Remove a subscription that nobody consumes."""
+        reading = self._log.readings.get(subscription)
+        if reading is None:
+            return False
+        if reading.consumers:
+            raise InUseError(
+                f"memory: {len(reading.consumers)} consumers of subscription {subscription!r} "
+                "are at work; stop them, then remove it"
+            )
+        del self._log.readings[subscription]
+        self._log.trim()
+        return True
+
     async def close(self) -> None:
         """Nothing to release: the broker stays."""
 
@@ -219,10 +293,22 @@ class MemoryTopic:
 class MemorySubscription:
     """One consumer of a subscription in this process."""
 
-    capabilities: Final = _CAPABILITIES
+    capabilities: Final = TOPIC_CAPABILITIES
+    lease: Final = None  # it owns lanes, for as long as it lives
 
-    def __init__(self, log: _Log, reading: _Reading, reader: LaneReader, clock: Clock) -> None:
+    def __init__(
+        self,
+        log: _Log,
+        reading: _Reading,
+        reader: LaneReader,
+        clock: Clock,
+        *,
+        topic: str,
+        name: str,
+    ) -> None:
         self._log = log
+        self._name = name
+        self._origin = f"topic {topic}, subscription {name}"
         self._reading = reading
         self._reader = reader
         self._clock = clock
@@ -259,9 +345,11 @@ class MemorySubscription:
         for settlement in settlements:
             token = cast(LaneToken, settlement.token)
             if settlement.action is Action.REJECT and reader.holds(token):
-                message = self._message(token.offset)
+                row = self._row(token.offset)
                 self._reading.dead.append(
-                    DeadLetter(message, settlement.reason, settlement.attempt, now_us)
+                    DeadLetter(
+                        row[2], settlement.reason, settlement.attempt, now_us, self._origin, row[3]
+                    )
                 )
             outcomes.append(reader.apply(settlement, now=now))
         reader.advance()
@@ -277,12 +365,77 @@ class MemorySubscription:
         """Return up to ``limit`` dead letters, oldest first."""
         return self._reading.dead[:limit]
 
+    async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
+        """Tell what is still held; a lane is owned without end."""
+        holds = self._reader.holds
+        return [
+            Outcome.EXTENDED if holds(cast(LaneToken, token)) else Outcome.LEASE_LOST
+            for token in tokens
+        ]
+
+    async def flush(self) -> None:
+        """Nothing to do: there is nothing that could be outlived."""
+
+    async def replay(self, ids: Collection[bytes] | None, limit: int) -> int:
+        """Store dead letters once more at the end of the log, for this subscription only."""
+        dead, log = self._reading.dead, self._log
+        wanted = [d for d in dead if ids is None or d.message.id in ids][:limit]
+        now_us = self._clock.now_us()
+        for letter in wanted:
+            message = letter.message
+            log.last += 1
+            lane = lane_of(message.key, message.id, log.lanes)
+            log.rows.append((log.last, lane, message, now_us, self._name))
+            dead.remove(letter)
+        for reading in log.readings.values():
+            for consumer in reading.consumers:
+                consumer.wake()
+        return len(wanted)
+
+    async def purge(self, *, dead: bool) -> int:
+        """Settle all that waits, or forget all dead letters."""
+        reading, log = self._reading, self._log
+        if dead:
+            number = len(reading.dead)
+            reading.dead.clear()
+            return number
+        if len(reading.consumers) > 1:
+            raise InUseError(
+                f"memory: {len(reading.consumers) - 1} other consumers of subscription "
+                f"{self._name!r} hold lanes; stop them, then purge"
+            )
+        self._share_lanes()
+        self._write_watermarks()
+        before = reading.settled
+        for lane, mark in reading.watermarks.items():
+            waiting = sum(row[1] == lane and row[0] > mark.offset for row in log.rows)
+            mark = Watermark(lane, log.last, mark.settled + waiting)
+            reading.watermarks[lane] = mark
+            # What is open is forgotten: late settlements find another epoch.
+            self._reader.disown(lane)
+            self._reader.own(mark)
+        log.trim()
+        return reading.settled - before
+
+    async def peek(self, limit: int) -> list[Peeked]:
+        """Return what stands above the watermarks, oldest first."""
+        found: list[Peeked] = []
+        for offset, lane, message, stored_at_us, only_for in self._log.rows:
+            if len(found) == limit:
+                break
+            if offset <= self._reading.watermarks[lane].offset or only_for not in (
+                None,
+                self._name,
+            ):
+                continue
+            state = self._reader.state(lane, offset)
+            if state != "settled":
+                found.append(Peeked(message, state, 0 if state == "ready" else 1, stored_at_us))
+        return found
+
     async def stat(self) -> SubscriptionStat:
         """Return what waits."""
-        for name, reading in self._log.readings.items():
-            if reading is self._reading:
-                return self._log.stat(self._clock).subscriptions[name]
-        raise AssertionError("a consumer's subscription is always there")
+        return self._log.stat(self._clock).subscriptions[self._name]
 
     async def close(self) -> None:
         """Give back what is held."""
@@ -326,34 +479,40 @@ class MemorySubscription:
 
     def _take(self, limit: int) -> list[RawDelivery]:
         reader, rows = self._reader, self._log.rows
-        found = [
-            RawDelivery(self._message(token.offset), token.attempt, token)
-            for token in reader.due(self._clock.monotonic(), limit)
-        ]
+        found = []
+        for token in reader.due(self._clock.monotonic(), limit):
+            row = self._row(token.offset)
+            found.append(RawDelivery(row[2], token.attempt, token, row[3]))
         limit = min(limit - len(found), reader.room)
         while limit > 0 and (scan := reader.next_scan()) is not None:
             upto = self._log.last if scan.upto is None else scan.upto
             at = bisect_right(rows, scan.after, key=lambda row: row[0])
-            taken: list[tuple[int, int, Message, int]] = []
+            taken: list[_Row] = []
             while at < len(rows) and rows[at][0] <= upto and len(taken) < limit:
                 if scan.lanes >> rows[at][1] & 1:
                     taken.append(rows[at])
                 at += 1
             end = taken[-1][0] if len(taken) == limit else upto
             tokens = reader.deliver(scan, [row[:2] for row in taken], end)
-            found += [
-                RawDelivery(row[2], 1, token) for row, token in zip(taken, tokens, strict=True)
-            ]
-            limit -= len(taken)
-            if scan.upto is None or end < scan.upto:
+            others = False
+            for token, (_, _, message, stored_at_us, only_for) in zip(tokens, taken, strict=True):
+                if only_for is None or only_for == self._name:
+                    found.append(RawDelivery(message, 1, token, stored_at_us))
+                    limit -= 1
+                else:
+                    reader.settle(token)  # another subscription's replay
+                    others = True
+            if others:
+                reader.advance()
+            elif scan.upto is None or end < scan.upto:
                 break
         # Lanes without a message of their own moved on as well.
         self._write_watermarks()
         return found
 
-    def _message(self, offset: int) -> Message:
+    def _row(self, offset: int) -> _Row:
         rows = self._log.rows
-        return rows[bisect_right(rows, offset, key=lambda row: row[0]) - 1][2]
+        return rows[bisect_right(rows, offset, key=lambda row: row[0]) - 1]
 
     async def _wait(self, seconds: float) -> None:
         """Wait for a wake-up, or until this clock has moved on by ``seconds``."""

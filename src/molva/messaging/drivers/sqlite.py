@@ -1,15 +1,19 @@
-"""SQLite driver: durable topics in one file on a local disk.
+"""SQLite driver: durable topics and queues in one file on a local disk.
 
 URL:
     ``sqlite:///var/lib/molva/queue.db?topic=ratings&subscription=process``
 
-    ``topic``, ``subscription``
-        Names inside the file: a log, and one reader of it.
+    ``topic``, ``subscription``; or ``queue``
+        Names inside the file: a log, and one reader of it; or a queue.
     ``lanes``
         Into how many lanes the keys of a new topic are spread, 1 to 62. Default 16. So
         many consumers of one subscription can work side by side.
     ``capacity``
-        How many messages may wait in the slowest subscription. Default: no bound.
+        How many messages may wait in the queue, or in the topic's slowest subscription.
+        Default: no bound.
+    ``lease``
+        Seconds that a consumer may hold a queue's message before it comes again, unless it
+        extends its lease. Default 30.
     ``start``
         Where a new subscription begins: ``earliest`` (default), the oldest message that
         is kept, or ``latest``, behind all that were stored so far.
@@ -21,10 +25,10 @@ URL:
         Name of a registered SQLite VFS, for tests and for encryption.
 
 Delivery:
-    At least once, oldest first in each lane. Survives kill and power: a send returns
-    after its fsync. Any number of processes on one host may share the file; one that
-    sends is fastest, because write locks are unfair. It cannot live on a network file
-    system: WAL needs shared memory, and lanes need locks.
+    At least once; a topic oldest first in each lane, a queue in its discipline's order.
+    Survives kill and power: a send returns after its fsync. Any number of processes on one
+    host may share the file; one that sends is fastest, because write locks are unfair. It
+    cannot live on a network file system: WAL needs shared memory, and lanes need locks.
 
 Design:
     A topic is a log: one table, whose offsets are dense and never used again. A consumer
@@ -45,13 +49,31 @@ Design:
     The last offset stands in the topic's row, written once a batch. AUTOINCREMENT promises
     the same, and writes a second table for every single message.
 
+    A queue is a table too. Taking a message does not delete it: it is marked as held, with
+    an end to its lease and its turn counted up, and the turn is the token's epoch, so that a
+    late settlement never touches what somebody else now holds. A consumer that died leaves
+    nothing to clean up. Two partial indexes divide what is ready, in the order of the
+    discipline, from what is held or delayed, by when it becomes ready: taking one costs the
+    same whatever waits, and walks over nothing. What is taken and settled needs no fsync: a
+    power cut takes the last of it, and messages come again.
+
+    Leases and delays run on the machine's monotonic clock, which all processes share and no
+    setting of the wall clock moves; it begins anew with each boot, so what stands in the
+    file is carried over once (``shift_after_boot``).
+
+    Every message carries a checksum, because SQLite's pages have none: a flipped bit is an
+    error where it is read, never a wrong body.
+
+    A dead letter of a topic is replayed through the log, marked as one subscription's only;
+    the others count it as settled when they come to it.
+
     Deleting on receive is simpler and was rejected: it delivers at most once. A lease for
     each message was rejected for topics: it costs two writes a message, and gives no order
     to several consumers.
 """
 
-import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final, final
 
 import apsw
@@ -61,26 +83,39 @@ from molva._base.sqlite_writer import SQLiteWriter, commit_on_loop
 from molva.messaging._lanes import LaneReader, lane_of
 from molva.messaging.driver import DeadLetter, Outcome, TopicStat
 from molva.messaging.drivers._sqlite_file import (
-    OPTIONS,
+    QUEUE_CAPABILITIES,
+    QUEUE_OPTIONS,
+    TAKE_OFFSETS,
+    TOPIC_CAPABILITIES,
+    TOPIC_OPTIONS,
     FileOptions,
     QueueFile,
     SQLiteSide,
+    checksum_of,
+    headers_text,
     one,
     translated,
 )
-from molva.messaging.drivers._sqlite_members import Members, Waker, lanes_folder
+from molva.messaging.drivers._sqlite_members import Members, Waker, lanes_folder, live_members
+from molva.messaging.drivers._sqlite_queue import SQLiteQueue, shift_after_boot
 from molva.messaging.drivers._sqlite_subscription import SQLiteSubscription
+from molva.messaging.errors import InUseError
 from molva.messaging.message import Message
 from molva.messaging.url import BrokerURL
 
-__all__ = ["OPTIONS", "SQLiteTopic", "open_subscription", "open_topic"]
+__all__ = [
+    "QUEUE_CAPABILITIES",
+    "QUEUE_OPTIONS",
+    "TOPIC_CAPABILITIES",
+    "TOPIC_OPTIONS",
+    "SQLiteTopic",
+    "open_queue",
+    "open_subscription",
+    "open_topic",
+]
 
 # Seconds between two looks at what can be deleted.
 _TRIM_INTERVAL: Final = 1.0
-
-_TAKE_OFFSETS: Final = """
-    UPDATE topic SET last_offset = last_offset + ? WHERE topic_id = ? RETURNING last_offset
-"""
 
 
 async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteTopic":
@@ -92,10 +127,12 @@ async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteT
         return SQLiteTopic(
             writer=SQLiteWriter(file.keep(), path=str(file.path), on_loop=on_loop),
             reads=file.open(),
+            path=file.path,
             waker=Waker(lanes_folder(file.path)),
+            topic=url.topic or "",
             topic_id=topic_id,
             lanes=lanes,
-            capacity=options.capacity,
+            capacity=url.capacity,
             clock=clock,
         )
 
@@ -111,11 +148,36 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
         return SQLiteSubscription(
             writer=SQLiteWriter(file.keep(), path=str(file.path), on_loop=True),
             reads=file.open(),
+            path=str(file.path),
             members=Members(lanes_folder(file.path), subscription_id),
+            waker=Waker(lanes_folder(file.path)),
             reader=LaneReader(max_open=options.max_open),
+            topic=url.topic or "",
             topic_id=topic_id,
+            subscription=url.subscription or "",
             subscription_id=subscription_id,
             lanes=lanes,
+            clock=clock,
+        )
+
+
+async def open_queue(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteQueue":
+    """Open both ends of the queue that the URL names."""
+    options = FileOptions(url)
+    with QueueFile(url, options) as file, translated():
+        queue_id, discipline = file.find_queue(clock)
+        shift_after_boot(file.connection, clock)
+        on_loop = commit_on_loop(str(file.path.parent), options.commit)
+        return SQLiteQueue(
+            writer=SQLiteWriter(file.keep(), path=str(file.path), on_loop=on_loop),
+            reads=file.open(),
+            path=file.path,
+            name=url.queue or "",
+            queue_id=queue_id,
+            discipline=discipline,
+            capacity=url.capacity,
+            drops_oldest=url.overflow == "drop-oldest",
+            lease=options.lease,
             clock=clock,
         )
 
@@ -129,17 +191,20 @@ class SQLiteTopic(SQLiteSide):
         *,
         writer: SQLiteWriter,
         reads: apsw.Connection,
+        path: Path,
         waker: Waker,
+        topic: str,
         topic_id: int,
         lanes: int,
         capacity: int | None,
         clock: Clock,
     ) -> None:
-        super().__init__(writer, reads, topic_id, lanes)
+        super().__init__(writer, reads, path=str(path), topic=topic, topic_id=topic_id, lanes=lanes)
+        self._folder = lanes_folder(path)
         self._waker = waker
         self.capacity: Final = capacity
         self._clock = clock
-        self._insert = f"INSERT INTO {self._table} VALUES (?, ?, ?, ?, ?, ?, ?)"
+        self._insert = f"INSERT INTO {self._table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)"
         # What every subscription has settled, as last looked up. It only grows, so an old
         # value refuses too early, never too late; it is looked up again before refusing.
         self._settled = 0
@@ -164,7 +229,30 @@ class SQLiteTopic(SQLiteSide):
     async def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters of a subscription, oldest first."""
         with translated():
-            return self._dead_letters(subscription, limit)
+            dead = self._dead_letters_of(subscription)
+            return [] if dead is None else dead.look(self._reads, limit)
+
+    async def remove_subscription(self, subscription: str) -> bool:
+        """Remove a subscription that nobody consumes."""
+        with translated():
+            dead = self._dead_letters_of(subscription)
+            if dead is None:
+                return False
+            number = live_members(self._folder, dead.owner)
+            if number:
+                raise InUseError(
+                    f"{self._path}: {number} consumers of subscription {subscription!r} are at "
+                    "work; stop them, then remove it"
+                )
+
+            def work(connection: apsw.Connection) -> None:
+                for table in ("dead_letter", "watermark", "subscription"):
+                    sql = f"DELETE FROM {table} WHERE subscription_id = ?"
+                    connection.execute(sql, (dead.owner,))
+
+            await self._writer.write(work)
+            self._settled = 0
+            return True
 
     async def close(self) -> None:
         """Release the file."""
@@ -187,11 +275,11 @@ class SQLiteTopic(SQLiteSide):
 
     def _take_offsets(self, connection: apsw.Connection, number: int) -> int:
         """Reserve so many offsets (or give some back); return the last one before them."""
-        return one(connection, _TAKE_OFFSETS, (number, self._topic_id)) - number
+        return one(connection, TAKE_OFFSETS, (number, self._topic_id)) - number
 
     def _rows(
         self, last: int, messages: Sequence[Message]
-    ) -> Iterator[tuple[int, int, bytes, str | None, str | None, bytes, int]]:
+    ) -> Iterator[tuple[int, int, bytes, str | None, str | None, bytes, int, float | None, int]]:
         now_us = self._clock.now_us()
         lanes = self._lanes
         last_key, lane = None, 0
@@ -200,15 +288,18 @@ class SQLiteTopic(SQLiteSide):
             if key is None or key != last_key:
                 lane = lane_of(key, message.id, lanes)
                 last_key = key
-            headers = message.headers
+            id_, body = message.id, message.body
+            headers = headers_text(message) if message.headers else None
             yield (
                 offset,
                 lane,
-                message.id,
+                id_,
                 key,
-                json.dumps(dict(headers)) if headers else None,
-                message.body,
+                headers,
+                body,
                 now_us,
+                message.ttl,
+                checksum_of(id_, key, headers, body),
             )
 
     def _room(self, connection: apsw.Connection, last: int, wanted: int) -> int:

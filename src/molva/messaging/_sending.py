@@ -1,0 +1,256 @@
+"""The sending side: what topics and queues have in common."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, final
+
+from molva._base.ids import ID_BYTES
+from molva.messaging._batching import Batcher
+from molva.messaging._opened import Opened
+from molva.messaging.driver import Capabilities, Outcome
+from molva.messaging.errors import (
+    MessageTooLargeError,
+    MessagingError,
+    QueueFullError,
+    SendManyError,
+    UnavailableError,
+    UnsupportedFeatureError,
+)
+from molva.messaging.message import Message
+from molva.messaging.url import drivers_with
+
+__all__ = ["SendCounters", "Sending"]
+
+# Messages that may wait in this process for the call under way. At 50,000 messages a
+# second this is a fifth of a second's worth: more would only wait longer, and a broker that
+# has stopped must not fill our memory.
+_MAX_WAITING: Final = 10_000
+
+# Messages that travel in one call. Larger batches gain nothing measurable on SQLite, and
+# hold up whoever comes next.
+_MAX_BATCH: Final = 1_000
+
+# Seconds between two looks whether a full queue has room (``overflow=wait``): the first
+# time, and at most. No broker tells senders of room, so they look.
+_FIRST_PAUSE: Final = 0.002
+_LONGEST_PAUSE: Final = 0.05
+
+
+@final
+@dataclass(slots=True)
+class SendCounters:
+    """What a topic or queue has sent since it was opened; numbers only ever grow.
+
+    ``stored``, ``refused_full``, ``dropped`` (``overflow=drop-newest``) and ``failed``
+    count messages, ``batches`` the driver's calls and ``busy_seconds`` the time spent in
+    them.
+    """
+
+    stored: int = 0
+    refused_full: int = 0
+    dropped: int = 0
+    failed: int = 0
+    batches: int = 0
+    busy_seconds: float = 0.0
+
+
+class _SendingDriver(Protocol):
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def capacity(self) -> int | None: ...
+
+    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]: ...
+
+
+class Sending(Opened):
+    """Checks messages, collects them into batches, and says what became of each."""
+
+    def _begin_sending(self, driver: _SendingDriver) -> None:
+        self._sends_to = driver
+        self._overflow = self._url.overflow
+        capabilities = driver.capabilities
+        self._max_body_bytes = capabilities.max_body_bytes
+        self._delays = capabilities.delay
+        self._priorities = self._url.discipline == "priority"
+        self._sends = Batcher(
+            self._send_batch, max_items=_MAX_BATCH, linger=self._url.linger, clock=self._clock
+        )
+        self.counters = SendCounters()
+
+    @property
+    def capacity(self) -> int | None:
+        """How many messages may wait; None where nothing bounds them."""
+        return self._sends_to.capacity
+
+    async def send(self, message: Message) -> None:
+        """Store one message. When this returns, it outlives ``capabilities.survives``.
+
+        Any number of tasks may send at once: what is sent while a call to the broker is
+        under way travels together in the next one. Cancelling leaves open whether the
+        message is stored; sending it again with the same id lets the consumer tell.
+
+        Raises:
+            QueueFullError: There is no room; the message was not stored.
+            MessageTooLargeError: The body is larger than the broker takes.
+            UnsupportedFeatureError: The message has a priority or a delay that the broker
+                would not heed.
+            UnavailableError: The broker cannot store now; whether it did is unknown.
+            ClosedError: It was closed.
+        """
+        self._check(message)
+        if self._tracing is not None or self._overflow != "reject":
+            await self._send_otherwise(message)
+            return
+        outcome = await self._sends.submit(message)
+        if outcome is not Outcome.STORED:
+            raise self._full()
+
+    async def send_many(self, messages: Iterable[Message]) -> None:
+        """Store many messages, in their order; faster than one at a time.
+
+        Raises:
+            SendManyError: Some were not stored, all others were; ``failures`` tells which
+                and why. A body that is too large fails alone.
+            ClosedError: It was closed; nothing was stored.
+        """
+        every: Sequence[Message] = list(messages)
+        failures: dict[int, MessagingError] = {}
+        for place, message in enumerate(every):
+            try:
+                self._check(message, queueing=False)
+            except (MessageTooLargeError, UnsupportedFeatureError) as error:
+                failures[place] = error
+        if self._tracing is not None and every:
+            every, finish = self._tracing.sending(self._place, every)
+            try:
+                await self._send_all(every, failures)
+            except BaseException as error:
+                finish(error)
+                raise
+            finish(None)
+        else:
+            await self._send_all(every, failures)
+
+    async def _send_all(
+        self, every: Sequence[Message], failures: dict[int, MessagingError]
+    ) -> None:
+        good = [m for place, m in enumerate(every) if place not in failures] if failures else every
+        results = await self._sends.submit_many(good)
+        if not failures and results.count(Outcome.STORED) == len(every):
+            return
+        places = [place for place in range(len(every)) if place not in failures]
+        for place, result in zip(places, results, strict=True):
+            if isinstance(result, MessagingError):
+                failures[place] = result
+            elif isinstance(result, BaseException):
+                raise result
+            elif result is Outcome.FULL:
+                failures[place] = self._full()
+        if failures:
+            raise SendManyError(dict(sorted(failures.items())), len(every))
+
+    async def _send_otherwise(self, message: Message) -> None:
+        """Send with a tracer, or where a full queue is more than a refusal."""
+        finish = None
+        if self._tracing is not None:
+            [message], finish = self._tracing.sending(self._place, [message])
+        try:
+            while self._overflow == "wait" and self._sends.waiting >= _MAX_WAITING:
+                await self._clock.sleep(_FIRST_PAUSE)
+                self._check(message, queueing=False)  # closed while we waited
+            if await self._sends.submit(message) is Outcome.FULL:
+                raise self._full()
+        except BaseException as error:
+            if finish is not None:
+                finish(error)
+            raise
+        if finish is not None:
+            finish(None)
+
+    def _check(self, message: Message, *, queueing: bool = True) -> None:
+        if self._closed:
+            self._check_open()
+        key = message.key
+        if (
+            type(message.body) is not bytes
+            or type(message.id) is not bytes
+            or len(message.id) != ID_BYTES
+            or (key is not None and not (type(key) is str and key.isascii()))
+            or message.headers
+            or message.priority
+            or message.delay
+            or message.ttl is not None
+        ):
+            # Not plainly right; the long way round says what is wrong, if anything is.
+            message.check()
+            self._check_supported(message)
+        if len(message.body) > self._max_body_bytes:
+            raise MessageTooLargeError(len(message.body), self._max_body_bytes)
+        if queueing and self._sends.waiting >= _MAX_WAITING and self._overflow != "wait":
+            self.counters.refused_full += 1
+            raise QueueFullError(_MAX_WAITING)
+
+    def _check_supported(self, message: Message) -> None:
+        """Refuse what this broker would silently ignore."""
+        if message.priority and not self._priorities:
+            raise UnsupportedFeatureError(
+                f"{self._url}: a message with priority={message.priority} was refused, because "
+                "nobody would heed it: open a queue with discipline=priority",
+                feature="priority",
+                drivers=drivers_with("priority", "queue"),
+            )
+        if message.delay and not self._delays:
+            raise UnsupportedFeatureError(
+                f"{self._url}: a message with delay={message.delay} was refused: a {self._kind} "
+                "there hands over at once",
+                feature="delay",
+                drivers=drivers_with("delay", self._kind),
+            )
+
+    def _full(self) -> QueueFullError:
+        return QueueFullError(self._sends_to.capacity or 0)
+
+    async def _send_batch(self, messages: list[Message]) -> Sequence[Outcome]:
+        counters = self.counters
+        started = self._clock.monotonic()
+        try:
+            outcomes = await self._sends_to.send_batch(messages)
+            if self._overflow != "reject" and Outcome.FULL in outcomes:
+                outcomes = await self._overflowing(messages, outcomes)
+        except MessagingError:
+            counters.failed += len(messages)
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            counters.failed += len(messages)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise UnavailableError(f"{self._url}: {error}") from error
+        finally:
+            counters.batches += 1
+            counters.busy_seconds += self._clock.monotonic() - started
+        full = outcomes.count(Outcome.FULL)
+        if full:
+            counters.refused_full += full
+        counters.stored += len(outcomes) - full
+        if self._overflow == "drop-newest":
+            dropped = outcomes.count(Outcome.DROPPED)
+            counters.dropped += dropped
+            counters.stored -= dropped
+        return outcomes
+
+    async def _overflowing(self, messages: list[Message], outcomes: list[Outcome]) -> list[Outcome]:
+        """Decide about what did not fit."""
+        if self._overflow == "drop-newest":
+            return [Outcome.DROPPED if o is Outcome.FULL else o for o in outcomes]
+        pause = _FIRST_PAUSE
+        while self._overflow == "wait" and Outcome.FULL in outcomes and not self._closed:
+            await self._clock.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            stored = outcomes.index(Outcome.FULL)
+            outcomes[stored:] = await self._sends_to.send_batch(messages[stored:])
+            if outcomes[stored] is Outcome.STORED:
+                pause = _FIRST_PAUSE
+        return outcomes
