@@ -108,7 +108,13 @@ def test_every_option_is_also_a_variable() -> None:
             if isinstance(option, click.Option):
                 long = max(option.opts, key=len).lstrip("-").replace("-", "_").upper()
                 # Names that mean something else in each command carry it.
-                prefix = {"campaign put": "PUT_", "pub": "PUB_", "sub": "SUB_"}.get(name, "")
+                prefix = {
+                    "campaign put": "PUT_",
+                    "pub": "PUB_",
+                    "sub": "SUB_",
+                    "queue purge": "PURGE_",
+                    "queue replay": "REPLAY_",
+                }.get(name, "")
                 if f"--{long.lower()}" in SHARED_OPTIONS:
                     prefix = ""
                 wanted = "MOLVA_WINDOW" if long == "N" else f"MOLVA_{prefix}{long}"

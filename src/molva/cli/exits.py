@@ -13,7 +13,7 @@ from molva.messaging import (
     InvalidURLError,
     MessagingError,
     MissingExtraError,
-    TopicNotFoundError,
+    NotFoundError,
 )
 
 __all__ = [
@@ -55,7 +55,7 @@ def translated_errors() -> Iterator[None]:
         fail(INCOMPATIBLE, str(error))
     except BrokenBrokerError as error:
         fail(BROKEN, str(error))
-    except TopicNotFoundError as error:
+    except NotFoundError as error:
         fail(USAGE, str(error))
     except MessagingError as error:
         fail(UNAVAILABLE, str(error))

@@ -23,12 +23,13 @@ _COMMANDS: Final = {
     "rebuild": ("molva.cli.ledger", "rebuild", "Recompute the ledger's derived tables."),
     "campaign": ("molva.cli.campaign", "campaign", "List, add and change campaigns."),
     "dead": ("molva.cli.dead", "dead", "Show ratings that could not be counted."),
+    "queue": ("molva.cli.queue", "queue", "Look into a queue, empty it, replay dead letters."),
     "doctor": ("molva.cli.doctor", "doctor", "Say what is reachable and what is missing."),
 }
 
 # Commands whose options are variables with the command in the name. A MOLVA_WINDOW in the
 # environment of `molva total` must not change a campaign, nor a MOLVA_KEY every message.
-_PREFIXED: Final = frozenset({"put", "pub", "sub"})
+_PREFIXED: Final = frozenset({"put", "pub", "sub", "purge", "replay"})
 
 
 class _LazyGroup(click.Group):

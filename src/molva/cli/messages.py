@@ -10,7 +10,17 @@ import click
 
 from molva.cli.exits import translated_errors
 from molva.cli.running import run_until_signal
-from molva.messaging import Delivery, Message, open_subscription, open_topic
+from molva.messaging import (
+    Delivery,
+    Message,
+    Queue,
+    Subscription,
+    Topic,
+    open_queue,
+    open_subscription,
+    open_topic,
+)
+from molva.messaging.url import BrokerURL
 
 __all__ = ["pub", "sub"]
 
@@ -26,7 +36,7 @@ _INTERRUPTED = 130
 @click.argument("url")
 @click.option("--key", help="Key of every message: those of one key keep their order.")
 def pub(url: str, key: str | None) -> None:
-    """Send each line of stdin as a message to the topic URL names.
+    """Send each line of stdin as a message to the topic or queue that URL names.
 
     URL is, for example, 'sqlite:///var/lib/app/queue.db?topic=orders'. Ends when stdin does;
     every line was then stored. Ctrl-C ends it too; what was sent until then is stored.
@@ -35,7 +45,7 @@ def pub(url: str, key: str | None) -> None:
         try:
             # Stdin is read in this thread: one that waits for a terminal cannot be stopped.
             with asyncio.Runner() as runner:
-                topic = runner.run(open_topic(url))
+                topic: Topic | Queue = runner.run(_open(url))
                 try:
                     for lines in _read_lines():
                         runner.run(topic.send_many([Message(line, key=key) for line in lines]))
@@ -43,6 +53,10 @@ def pub(url: str, key: str | None) -> None:
                     runner.run(topic.close())
         except KeyboardInterrupt:
             sys.exit(_INTERRUPTED)
+
+
+async def _open(url: str) -> Topic | Queue:
+    return await (open_topic(url) if BrokerURL.parse(url).queue is None else open_queue(url))
 
 
 def _read_lines() -> Iterator[list[bytes]]:
@@ -64,14 +78,19 @@ def _read_lines() -> Iterator[list[bytes]]:
 @click.argument("url")
 @click.option("--limit", type=click.IntRange(min=1), help="End after so many messages.")
 def sub(url: str, limit: int | None) -> None:
-    """Print each message of a subscription as a line, and acknowledge it.
+    """Print each message of a subscription or queue as a line, and acknowledge it.
 
     URL is, for example, 'sqlite:///var/lib/app/queue.db?topic=orders&subscription=billing'. Runs
     until Ctrl-C, or for --limit messages.
     """
 
     async def main(stop: asyncio.Event) -> None:
-        async with await open_subscription(url) as subscription:
+        opened: Subscription | Queue
+        if BrokerURL.parse(url).queue is None:
+            opened = await open_subscription(url)
+        else:
+            opened = await open_queue(url)
+        async with opened as subscription:
             stopping = asyncio.ensure_future(stop.wait())
             stopping.add_done_callback(lambda _: subscription.stop())
             printed = 0
