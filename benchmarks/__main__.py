@@ -6,6 +6,7 @@ from typing import Final
 
 from benchmarks.ledger import ledger
 from benchmarks.messaging import messaging
+from benchmarks.queues import queues
 from benchmarks.service import idle, minute, service
 
 MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
@@ -13,6 +14,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "minute": minute,
     "idle": idle,
     "messaging": messaging,
+    "queues": queues,
     "ledger": ledger,
 }
 

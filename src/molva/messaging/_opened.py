@@ -48,6 +48,11 @@ class Opened:
         return self._opened.capabilities
 
     @property
+    def system(self) -> str:
+        """The broker's scheme: ``sqlite``."""
+        return self._place.system
+
+    @property
     def name(self) -> str:
         """Where messages go to or come from: ``mails``, ``ratings/process``."""
         return str(self._place)

@@ -1,0 +1,271 @@
+"""Queues under leases against other queues in a file, and what the portable layer costs."""
+
+import asyncio
+import itertools
+import statistics
+import tempfile
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import litequeue
+import persistqueue
+from opentelemetry.sdk.trace import TracerProvider
+
+from benchmarks.report import Report
+from molva.messaging import Action, Delivery, Message, open_queue, open_subscription, open_topic
+from molva.messaging.driver import Settlement
+from molva.messaging.telemetry import OpenTelemetry
+
+TURNS = 5
+CONSUMERS = 64
+BODY = b'{"kind":"rating/1","campaign":"default","accepted_at_us":1700000000000000,"rate":7}'
+_names = itertools.count()
+
+
+def queues() -> None:
+    """Measure queues."""
+    report = Report(
+        "queues",
+        "Queues, fan-out, and what the portable layer costs",
+        f"Bodies of {len(BODY)} bytes; {TURNS} turns, one after the other in each; a fresh file "
+        "each turn; WAL and synchronous=FULL everywhere.",
+    )
+    ours, lite, persist = [], [], []
+    for _ in range(TURNS):
+        with tempfile.TemporaryDirectory() as folder:
+            ours.append(asyncio.run(_consume(Path(folder), 20_000)))
+        with tempfile.TemporaryDirectory() as folder:
+            lite.append(_litequeue(Path(folder), 1_500))
+        with tempfile.TemporaryDirectory() as folder:
+            persist.append(_persistqueue(Path(folder), 1_500))
+    report.ratio(f"{CONSUMERS} consumers, take and settle, messages/s / litequeue", ours, lite, "5")
+    report.ratio(
+        f"{CONSUMERS} consumers, take and settle, messages/s / persist-queue", ours, persist, "5"
+    )
+    for name, limit, measure in (
+        ("a single awaited send", "4", _send_one),
+        ("send_many, 1,000 at once", "1", _send_many),
+        ("receive, 1,000 at once", "1", _receive),
+        ("the same send, traced by OpenTelemetry", "", _send_traced),
+    ):
+        costs = [asyncio.run(measure()) for _ in range(TURNS)]
+        report.add(
+            f"portable layer over the bare driver: {name}",
+            f"{statistics.median(costs):.2f} µs",
+            f"{min(costs):.2f} to {max(costs):.2f}" + (f"; asked: under {limit}" if limit else ""),
+        )
+    fan = {n: [asyncio.run(_fan_out(n)) for _ in range(3)] for n in (1, 10)}
+    report.ratio("cost a delivery, 10 subscriptions / 1", fan[10], fan[1], "")
+    deep = {n: [asyncio.run(_deep(n)) for _ in range(3)] for n in (10_000, 1_000_000)}
+    report.ratio(
+        "cost a message taken and settled, 10⁶ waiting / 10⁴", deep[1_000_000], deep[10_000], ""
+    )
+    keys = {n: [asyncio.run(_keys(n)) for _ in range(3)] for n in (10, 100_000)}
+    report.ratio("cost a message through run(64), 10⁵ keys / 10", keys[100_000], keys[10], "")
+    report.add(
+        "peak of Python's memory meanwhile, 10⁵ keys and 10",
+        f"{asyncio.run(_memory(100_000)):.0f} and {asyncio.run(_memory(10)):.0f} MiB",
+        "sending in batches of 10,000 among it",
+    )
+    report.write()
+
+
+async def _consume(folder: Path, messages: int) -> float:
+    """64 tasks, each taking one message, settling it, taking the next."""
+    async with await open_queue(f"sqlite://{folder}/queue.db?queue=q") as queue:
+        await queue.send_many([Message(BODY) for _ in range(messages)])
+        left = messages
+
+        async def consume() -> None:
+            nonlocal left
+            while left > 0:
+                for delivery in await queue.receive(1, wait=0.01):
+                    await delivery.ack()
+                    left -= 1
+
+        started = time.perf_counter()
+        await asyncio.gather(*(consume() for _ in range(CONSUMERS)))
+        return messages / (time.perf_counter() - started)
+
+
+def _threads(take: Callable[[], object], messages: int) -> float:
+    def consume(number: int) -> None:
+        for _ in range(number):
+            take()
+
+    threads = [
+        threading.Thread(target=consume, args=(messages // CONSUMERS,)) for _ in range(CONSUMERS)
+    ]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return messages // CONSUMERS * CONSUMERS / (time.perf_counter() - started)
+
+
+def _litequeue(folder: Path, messages: int) -> float:
+    queue = litequeue.LiteQueue(str(folder / "queue.db"))
+    queue.conn.execute("PRAGMA synchronous = FULL")
+    lock = threading.Lock()  # one connection for all threads, as its documentation asks for
+    text = BODY.decode()
+    for _ in range(messages):
+        queue.put(text)
+
+    def take() -> None:
+        with lock:
+            task = queue.pop()
+            assert task is not None
+            queue.done(task.message_id)
+
+    found = _threads(take, messages)
+    queue.close()
+    return found
+
+
+def _persistqueue(folder: Path, messages: int) -> float:
+    queue = persistqueue.SQLiteAckQueue(str(folder), multithreading=True, auto_commit=True)
+    for _ in range(messages):
+        queue.put(BODY)
+    found = _threads(lambda: queue.ack(queue.get()), messages)
+    queue.close()
+    return found
+
+
+# What the portable layer costs: the same calls on the memory driver, with and without it.
+
+
+async def _send_one() -> float:
+    return await _send_costs(tracing=None)
+
+
+async def _send_traced() -> float:
+    return await _send_costs(tracing=OpenTelemetry(TracerProvider()))
+
+
+async def _send_costs(tracing: OpenTelemetry | None, number: int = 10_000) -> float:
+    messages = [Message(BODY) for _ in range(number)]
+    url = f"memory://bench-{next(_names)}?topic=t"
+    async with await open_topic(url, tracing=tracing) as topic:
+        driver = topic._driver
+        started = time.perf_counter()
+        for message in messages:
+            await driver.send_batch([message])
+        bare = time.perf_counter() - started
+        # As many tasks as a busy service has: a send waits for its batch, not for the loop.
+        started = time.perf_counter()
+
+        async def send(part: list[Message]) -> None:
+            for message in part:
+                await topic.send(message)
+
+        await asyncio.gather(*(send(messages[at::64]) for at in range(64)))
+        return (time.perf_counter() - started - bare) / number * 1e6
+
+
+async def _send_many(number: int = 50_000) -> float:
+    parts = [[Message(BODY) for _ in range(1_000)] for _ in range(number // 1_000)]
+    async with await open_topic(f"memory://bench-{next(_names)}?topic=t") as topic:
+        driver = topic._driver
+        started = time.perf_counter()
+        for part in parts:
+            await driver.send_batch(part)
+        bare = time.perf_counter() - started
+        started = time.perf_counter()
+        for part in parts:
+            await topic.send_many(part)
+        return (time.perf_counter() - started - bare) / number * 1e6
+
+
+async def _receive(number: int = 50_000) -> float:
+    url = f"memory://bench-{next(_names)}?queue=q"
+    async with await open_queue(url) as queue:
+        driver = queue._driver
+        costs = []
+        for portable in (False, True):
+            await queue.send_many([Message(BODY) for _ in range(number)])
+            started = time.perf_counter()
+            for _ in range(number // 1_000):
+                if portable:
+                    deliveries = await queue.receive(1_000)
+                    costs_of_settling = time.perf_counter()
+                    await queue.settle([(d, Action.ACK) for d in deliveries])
+                else:
+                    raw = await driver.receive_batch(1_000, wait=0.0)
+                    costs_of_settling = time.perf_counter()
+                    await driver.settle_batch([Settlement(r.token, Action.ACK) for r in raw])
+                started += time.perf_counter() - costs_of_settling
+            costs.append(time.perf_counter() - started)
+        return (costs[1] - costs[0]) / number * 1e6
+
+
+async def _fan_out(subscriptions: int, number: int = 20_000) -> float:
+    """Return µs a delivery, sending aside."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite://{folder}/queue.db?topic=t"
+        async with await open_topic(url) as topic:
+            readers = [
+                await open_subscription(f"{url}&subscription=s{n}") for n in range(subscriptions)
+            ]
+            await topic.send_many([Message(BODY, key=f"k{n % 100}") for n in range(number)])
+            started = time.perf_counter()
+            for reader in readers:
+                left = number
+                while left:
+                    deliveries = await reader.receive(1_000)
+                    await reader.settle([(d, Action.ACK) for d in deliveries])
+                    left -= len(deliveries)
+            cost = (time.perf_counter() - started) / (number * subscriptions) * 1e6
+            for reader in readers:
+                await reader.close()
+            return cost
+
+
+async def _deep(waiting: int, number: int = 5_000) -> float:
+    """Return µs to take and settle a message while so many wait."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with await open_queue(f"sqlite://{folder}/queue.db?queue=q") as queue:
+            for _ in range(waiting // 10_000):
+                await queue.send_many([Message(BODY) for _ in range(10_000)])
+            started = time.perf_counter()
+            for _ in range(number // 100):
+                deliveries = await queue.receive(100)
+                await queue.settle([(d, Action.ACK) for d in deliveries])
+            return (time.perf_counter() - started) / number * 1e6
+
+
+async def _keys(keys: int, number: int = 100_000) -> float:
+    """Return µs a message through ``run``, all of them waiting at first."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite://{folder}/queue.db?topic=t"
+        async with (
+            await open_topic(url) as topic,
+            await open_subscription(f"{url}&subscription=s") as subscription,
+        ):
+            for at in range(0, number, 10_000):
+                await topic.send_many(
+                    [Message(BODY, key=f"k{n % keys}") for n in range(at, at + 10_000)]
+                )
+            done = 0
+
+            async def handle(_: Delivery) -> None:
+                nonlocal done
+                done += 1
+                if done == number:
+                    subscription.stop()
+
+            started = time.perf_counter()
+            await subscription.run(handle, concurrency=64)
+            return (time.perf_counter() - started) / number * 1e6
+
+
+async def _memory(keys: int) -> float:
+    """Return the peak of what Python holds meanwhile, in MiB."""
+    tracemalloc.start()
+    await _keys(keys, 100_000)
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    return peak
