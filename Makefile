@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export PIP_CACHE_DIR ?= $(CURDIR)/$(VENV)/pip-cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check format bench lock wheel clean
+.PHONY: run test check format bench faults lock wheel clean
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/molva up
@@ -30,6 +30,17 @@ format: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Real processes, real faults: a few minutes of both kinds. ARGS="run --seed 7 --seconds 600",
+# "power --cuts 100" and "long" are more of it.
+faults: $(VENV)/dev.stamp
+	@scripts/test-tools
+ifdef ARGS
+	$(BIN)/python -m tests.faults.live $(ARGS)
+else
+	$(BIN)/python -m tests.faults.live run --seconds 90 --rate 1000
+	$(BIN)/python -m tests.faults.live power --cuts 30
+endif
 
 wheel: $(VENV)/dev.stamp
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .

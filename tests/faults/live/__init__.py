@@ -1,0 +1,18 @@
+"""The service in real processes, with real faults: kills, pauses, cut networks and power.
+
+``python -m tests.faults.live run`` is one run, ``power`` cuts the power, ``long`` does both
+until the numbers convince. What each promises is in its module:
+
+    proxy       a TCP proxy that breaks connections
+    client      an honest HTTP client, and the history of what it was told
+    disk        file systems of our own: limited ones, and images that can lose their power
+    fleet       the service's processes: start, kill, pause, start again
+    launch      starts ``molva`` under a witness, with a wrong clock, or with a bug on purpose
+    faults      what can go wrong, and a schedule of it drawn from a seed
+    evidence    what the files hold when a run is over
+    judge       that against what clients were told
+    proof       the end of a run: drained, judged, verified, and all of it sent once more
+    controller  one run from its seed to its verdict
+    power       power cuts
+    long        many runs, and one file of results
+"""

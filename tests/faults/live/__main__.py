@@ -1,0 +1,128 @@
+"""``python -m tests.faults.live``: the service in real processes, with real faults.
+
+    run --seed 7 --seconds 120 --rate 500    one live run
+    power --cuts 20 --seed 7                 power cuts, every variant
+    long --minutes 30 --results FILE         until 300 kills, 100 cuts and 10⁶ ratings
+
+Exit code 0: everything was proved, and nothing found. 1: something was found, or a run
+proved nothing. 2: what it needs is not there.
+"""
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.live.controller import Config, run, versions
+from tests.faults.live.disk import can_mount
+from tests.faults.live.faults import WEIGHTS
+from tests.faults.live.long import Goal, long_run
+from tests.faults.live.power import VARIANTS, PowerConfig, cut_power
+
+
+def main() -> int:
+    """Run what the command line says; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.live", description="The service with real faults."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    live = commands.add_parser("run", help="one live run")
+    live.add_argument("--seconds", type=float, default=120, help="how long it is under load")
+    live.add_argument("--rate", type=float, default=500, help="ratings a second offered")
+    live.add_argument("--every", type=float, default=2, help="mean seconds between faults")
+    live.add_argument("--clients", type=int, default=32)
+    live.add_argument("--workers", type=int, default=2)
+    live.add_argument("--disk", choices=("image", "tmpfs", "folder"), default="image")
+    live.add_argument("--faults", nargs="+", choices=tuple(WEIGHTS), default=tuple(WEIGHTS))
+    power = commands.add_parser("power", help="power cuts")
+    power.add_argument("--cuts", type=int, default=20, help="how many, over all variants")
+    power.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    long = commands.add_parser("long", help="many runs, until the numbers convince")
+    long.add_argument("--minutes", type=float, default=30, help="end after so long, whatever")
+    long.add_argument("--kills", type=int, default=300)
+    long.add_argument("--cuts", type=int, default=100)
+    long.add_argument("--accepted", type=int, default=1_000_000)
+    long.add_argument("--results", type=Path, default=Path("faults-results.json"))
+    for each in (live, power, long):
+        each.add_argument("--seed", type=int, default=1)
+        each.add_argument("--folder", type=Path, help="where history and logs stay")
+    arguments = parser.parse_args()
+    # SIGTERM as Ctrl-C: what is mounted is unmounted, and every process ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="molva-faults-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    _say(f"seed {arguments.seed}, {json.dumps(versions())}, in {folder}")
+    if arguments.command == "run":
+        return _run(arguments, folder)
+    why_not = can_mount(folder)
+    if why_not:
+        _say(f"file systems cannot be mounted here, so there are no power cuts: {why_not}")
+        return 2
+    if arguments.command == "power":
+        return _power(arguments, folder)
+    goal = Goal(
+        kills=arguments.kills,
+        cuts=arguments.cuts,
+        accepted=arguments.accepted,
+        minutes=arguments.minutes,
+    )
+    results = long_run(
+        goal, seed=arguments.seed, folder=folder, results=arguments.results, say=_say
+    )
+    for line in (*results.violations, *results.vacuous):
+        _say(line)
+    short = [
+        f"{name}: {getattr(results, name):,} of {getattr(goal, name):,}"
+        for name in ("kills", "cuts", "accepted")
+        if getattr(results, name) < getattr(goal, name)
+    ]
+    if short:
+        _say(f"the time was up before all was done: {', '.join(short)}")
+    return 1 if results.violations or results.vacuous or short else 0
+
+
+def _run(arguments: argparse.Namespace, folder: Path) -> int:
+    config = Config(
+        arguments.seed,
+        arguments.seconds,
+        rate=arguments.rate,
+        every=arguments.every,
+        clients=arguments.clients,
+        workers=arguments.workers,
+        kinds=tuple(arguments.faults),
+        disk=arguments.disk,
+    )
+    report = asyncio.run(run(config, folder))
+    document = report.shown()
+    for planned in report.schedule:
+        _say(json.dumps(planned.shown()))
+    del document["schedule"], document["config"]
+    print(json.dumps(document, indent=2))
+    for kind, why in report.skipped.items():
+        _say(f"NOT DONE HERE: {kind}: {why}")
+    return 0 if report.good else 1
+
+
+def _power(arguments: argparse.Namespace, folder: Path) -> int:
+    variants = arguments.variants
+    bad = 0
+    for number, variant in enumerate(variants):
+        cuts = arguments.cuts // len(variants) + (number < arguments.cuts % len(variants))
+        if cuts:
+            report = asyncio.run(
+                cut_power(PowerConfig(arguments.seed, cuts, variant=variant), folder / variant)
+            )
+            print(json.dumps(report.shown(), indent=2))
+            bad += not report.good
+    return 1 if bad else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Many runs in one go, until the numbers convince; one file of results.
+
+If n independent faults show nothing, a fault shows something in fewer than 3/n of all cases
+(95 %). So what is asked for is a number of faults, not of hours: kills, power cuts and
+accepted ratings. Live runs and power rounds take turns, each with a seed of its own, until
+all three are reached or the time is up.
+
+A run that fails is kept, with its history and its logs; the others leave their numbers.
+"""
+
+import asyncio
+import datetime
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, final
+
+from tests.faults.live.controller import Config, Disk, Report, run, versions
+from tests.faults.live.power import VARIANTS, PowerConfig, PowerReport, cut_power
+
+__all__ = ["Goal", "Results", "long_run"]
+
+# Long enough that starting and proving are a small part of it, short enough that a failure
+# comes with a history that can be read.
+_LIVE_SECONDS: Final = 60.0
+_CUTS_A_ROUND: Final = 10
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """When it is enough. ``rate``: ratings a second that clients offer."""
+
+    kills: int = 300
+    cuts: int = 100
+    accepted: int = 1_000_000
+    minutes: float = 30.0
+    rate: float = 3_000.0
+    clients: int = 64
+    every: float = 1.1
+
+
+@final
+@dataclass(slots=True)
+class Results:
+    """The sums of all runs.
+
+    Attributes:
+        violations: What was found, each with the seed under which it was.
+        vacuous: Runs that proved nothing, likewise. They count for nothing else.
+    """
+
+    seed: int
+    began_at: str
+    versions: dict[str, str]
+    seeds: dict[str, list[int]] = field(default_factory=lambda: {"live": [], "power": []})
+    kills: int = 0
+    cuts: int = 0
+    accepted: int = 0
+    offered: int = 0
+    answers: "Counter[str]" = field(default_factory=Counter)
+    unknown: int = 0
+    faults: "Counter[str]" = field(default_factory=Counter)
+    cuts_by_variant: "Counter[str]" = field(default_factory=Counter)
+    exits: "Counter[str]" = field(default_factory=Counter)
+    dead_letters: int = 0
+    duplicates: int = 0
+    redelivered: int = 0
+    reads: int = 0
+    longest_recovery_seconds: float = 0.0
+    longest_silence_seconds: float = 0.0
+    longest_start_seconds: float = 0.0
+    longest_power_recovery_seconds: float = 0.0
+    longest_power_drain_seconds: float = 0.0
+    peak_rss_bytes: dict[str, int] = field(default_factory=dict)
+    peak_file_bytes: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    vacuous: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def shown(self) -> dict[str, Any]:
+        """Return them as a JSON object."""
+        document = {name: getattr(self, name) for name in self.__slots__}
+        for name in ("answers", "faults", "cuts_by_variant", "exits"):
+            document[name] = dict(sorted(document[name].items()))
+        return document
+
+    def add(self, report: Report) -> None:
+        """Add a live run."""
+        seed = report.config.seed
+        self.seeds["live"].append(seed)
+        self._add_common(report, seed, "live")
+        self.kills += report.kills
+        self.offered += report.offered
+        self.answers.update(report.results)
+        self.faults.update(report.faults)
+        self.dead_letters += report.dead_letters
+        self.reads += report.reads
+        self.skipped.update(report.skipped)
+        self.longest_recovery_seconds = max(self.longest_recovery_seconds, report.recovery_seconds)
+        self.longest_silence_seconds = max(self.longest_silence_seconds, report.silence_seconds)
+        self.longest_start_seconds = max(self.longest_start_seconds, report.slowest_start_seconds)
+        _raise_to(self.peak_rss_bytes, report.peak_rss)
+        _raise_to(self.peak_file_bytes, report.peak_files)
+
+    def add_power(self, report: PowerReport) -> None:
+        """Add a round of power cuts."""
+        seed = report.config.seed
+        self.seeds["power"].append(seed)
+        self._add_common(report, seed, f"power, {report.config.variant}")
+        self.cuts += report.cuts
+        self.cuts_by_variant[report.config.variant] += report.cuts
+        self.longest_power_recovery_seconds = max(
+            self.longest_power_recovery_seconds, report.recovery_seconds
+        )
+        self.longest_power_drain_seconds = max(
+            self.longest_power_drain_seconds, report.drain_seconds
+        )
+
+    def _add_common(self, report: Report | PowerReport, seed: int, kind: str) -> None:
+        self.violations += [f"seed {seed} ({kind}): {each}" for each in report.violations]
+        self.vacuous += [f"seed {seed} ({kind}): {each}" for each in report.vacuous]
+        self.accepted += report.accepted
+        self.unknown += report.unknown
+        self.duplicates += report.duplicates
+        self.redelivered += report.redelivered
+        self.exits.update(report.exits)
+
+
+def _raise_to(peaks: dict[str, int], found: dict[str, int]) -> None:
+    for name, value in found.items():
+        peaks[name] = max(peaks.get(name, 0), value)
+
+
+def long_run(
+    goal: Goal, *, seed: int, folder: Path, results: Path, say: Callable[[str], None]
+) -> Results:
+    """Run until the goal is reached; write the results after each run.
+
+    Args:
+        goal: When it is enough.
+        seed: The first run's; the others count on from it.
+        folder: Where runs that failed stay.
+        results: The file of results, JSON.
+        say: Told one line a run.
+    """
+    started = time.monotonic()
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    total = Results(seed, now, versions())
+    number = 0
+    while not _reached(goal, total) and time.monotonic() - started < goal.minutes * 60:
+        live_done = total.kills >= goal.kills and total.accepted >= goal.accepted
+        power_done = total.cuts >= goal.cuts
+        place = folder / f"seed-{seed + number}"
+        shutil.rmtree(place, ignore_errors=True)
+        if power_done or (number % 2 == 0 and not live_done):
+            disk: Disk = "tmpfs" if number % 4 else "image"
+            config = Config(
+                seed + number,
+                _LIVE_SECONDS,
+                rate=goal.rate,
+                every=goal.every,
+                clients=goal.clients,
+                workers=2 + number // 2 % 2,
+                disk=disk,
+            )
+            report = asyncio.run(run(config, place))
+            total.add(report)
+            good = report.good
+        else:
+            variant = VARIANTS[len(total.seeds["power"]) % len(VARIANTS)]
+            power = asyncio.run(
+                cut_power(PowerConfig(seed + number, _CUTS_A_ROUND, variant=variant), place)
+            )
+            total.add_power(power)
+            good = power.good
+        if good:
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            say(f"seed {seed + number} is kept in {place}")
+        number += 1
+        total.seconds = round(time.monotonic() - started, 1)
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(total.shown(), indent=2) + "\n")
+        say(
+            f"{total.seconds:6.0f} s  {total.accepted:9,} ratings  {total.kills:4} kills  "
+            f"{total.cuts:4} cuts  {len(total.violations)} violations  "
+            f"{len(total.vacuous)} vacuous"
+        )
+    return total
+
+
+def _reached(goal: Goal, total: Results) -> bool:
+    return total.kills >= goal.kills and total.cuts >= goal.cuts and total.accepted >= goal.accepted
