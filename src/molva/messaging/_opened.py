@@ -1,5 +1,6 @@
 """What every opened object has: a driver, the URL it was opened by, whether it was closed."""
 
+import os
 import warnings
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -40,6 +41,7 @@ class Opened:
         self._clock: Final = clock
         self._tracing: Final = tracing
         self._place: Final = Place.of(url)
+        self._pid: Final = os.getpid()
         self._closed = False
 
     @property
@@ -78,7 +80,8 @@ class Opened:
         return f"<{type(self).__name__} {self._url}>"
 
     def __del__(self) -> None:
-        if not self._closed:
+        # In a fork it goes away and is not the fork's to close.
+        if not self._closed and os.getpid() == self._pid:
             warnings.warn(
                 f"{self!r} was never closed; what it holds comes again late",
                 ResourceWarning,

@@ -24,6 +24,7 @@ import fcntl
 import os
 import stat
 import time
+import weakref
 from pathlib import Path
 from typing import Final, final
 
@@ -64,6 +65,7 @@ class Members:
         # Our own writing end: without one, a pipe whose last sender has gone reads as
         # ended, and waiting for it would spin.
         self._wake_writer = os.open(self._wake_path, os.O_WRONLY | os.O_NONBLOCK)
+        _members.add(self)
 
     def share(self) -> tuple[int, int]:
         """Return (rank of this consumer, number of live consumers).
@@ -106,6 +108,14 @@ class Members:
             self._wake_path.unlink()
         os.close(self.wake_descriptor)
         os.close(self._wake_writer)
+        for descriptor in (*self._lanes.values(), *self._probes.values(), self._slot_lock):
+            os.close(descriptor)
+        self._lanes.clear()
+        self._probes.clear()
+        _members.discard(self)
+
+    def let_go_in_fork(self) -> None:
+        """Close the descriptors that a fork inherited; the parent keeps what it holds."""
         for descriptor in (*self._lanes.values(), *self._probes.values(), self._slot_lock):
             os.close(descriptor)
         self._lanes.clear()
@@ -199,6 +209,19 @@ class Waker:
             if old is not None:
                 os.close(old)
             self._pipes[name] = descriptor
+
+
+def _let_go_in_fork() -> None:
+    for members in _members:
+        with contextlib.suppress(OSError):  # closed before the fork
+            members.let_go_in_fork()
+    _members.clear()
+
+
+# A lock of flock is free when its last descriptor is closed, and a fork has copies of them
+# all: without this a child, whatever it does, would hold the lanes of a parent that died.
+_members: Final["weakref.WeakSet[Members]"] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_let_go_in_fork)
 
 
 def live_members(folder: Path, owner: int | str) -> int:
