@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
-from typing import Any, Final, cast, final
+from collections.abc import Callable, Collection, Iterable, Sequence
+from operator import itemgetter
+from typing import Any, Final, TypeVar, cast, final
 
 import apsw
 
@@ -33,12 +34,16 @@ from molva.messaging.drivers._sqlite_file import (
     translated,
 )
 from molva.messaging.drivers._sqlite_members import Members, Waker
-from molva.messaging.errors import IncompatibleBrokerError, InUseError
+from molva.messaging.errors import IncompatibleBrokerError, InUseError, TopicNotFoundError
 from molva.messaging.message import Message
 
 __all__ = ["SQLiteSubscription"]
 
+T = TypeVar("T")
+
 _logger: Final = logging.getLogger("molva.messaging")
+
+_lane_of_row: Final = itemgetter(1)
 
 # Seconds between two writes of the watermarks. Shorter, and consuming takes the write lock
 # from senders more often; longer, and more of the tail comes again after a crash.
@@ -96,7 +101,13 @@ class SQLiteSubscription(SQLiteSide):
         self._upkeep: asyncio.Task[None] | None = None
         self._idle = False
         self._closed = False
-        self._settled_before = 0
+        # Set while all lanes must stay here.
+        self._purging = False
+        # Whether a commit of ours may not have reached the disk; perhaps one before us.
+        self._unsynced = True
+        # Held from reading what is unwritten until it is noted as written: a slow write must
+        # not undo what a quick one behind it has counted.
+        self._writing_marks = asyncio.Lock()
         # Set to make every receive that waits look again.
         self._woken = asyncio.Event()
 
@@ -113,7 +124,17 @@ class SQLiteSubscription(SQLiteSide):
                 # is then still there when we wait.
                 self._woken.clear()
                 self._members.drain_wake()
-                found = self._take(limit)
+                if self._reader.must_write:
+                    await self._write_watermarks()
+                    if self._closed:
+                        return []
+                found, uncounted = self._take(limit)
+                if not found:
+                    if uncounted:
+                        await self._count(uncounted)
+                        continue
+                    if self._reader.must_write:
+                        continue
                 now = self._clock.monotonic()
                 self._idle = not found
                 if found or now >= deadline:
@@ -135,7 +156,7 @@ class SQLiteSubscription(SQLiteSide):
         now = self._clock.monotonic()
         outcomes = [reader.apply(settlement, now=now) for settlement in settlements]
         self._note_settled()
-        if was_full or any(s.gives_back for s in settlements):
+        if was_full or reader.must_write or any(s.gives_back for s in settlements):
             # There is something for a receive that waits meanwhile.
             self._woken.set()
         return outcomes
@@ -148,7 +169,10 @@ class SQLiteSubscription(SQLiteSide):
     async def stat(self) -> SubscriptionStat:
         """Return what waits."""
         with translated():
-            return self._stat(self._clock).subscriptions[self._subscription]
+            found = self._stat(self._clock).subscriptions.get(self._subscription)
+        if found is None:
+            raise self._removed()
+        return found
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
         """Tell what is still held; a lane is owned without end."""
@@ -161,6 +185,7 @@ class SQLiteSubscription(SQLiteSide):
     async def flush(self) -> None:
         """Write the watermarks, and wait for the fsync of all that was written before."""
         with translated():
+            self._writer.check()
             await self._write_watermarks(durable=True)
 
     async def replay(self, ids: Collection[bytes] | None, limit: int) -> int:
@@ -198,7 +223,7 @@ class SQLiteSubscription(SQLiteSide):
             return len(rows)
 
         with translated():
-            replayed = await self._writer.write(work)
+            replayed = await self._write(work, durable=True)
         self._woken.set()
         self._waker.wake()
         return replayed
@@ -207,24 +232,37 @@ class SQLiteSubscription(SQLiteSide):
         """Settle all that waits, or delete all dead letters."""
         with translated():
             if dead:
-                return await self._writer.write(self._dead.forget_all)
+                return await self._write(self._dead.forget_all, durable=True)
             self._next_share = self._clock.monotonic()
             await self._share_lanes()
-            missing = self._lanes - len(self._reader.lanes)
-            if missing:
-                raise InUseError(
-                    f"{self._path}: other consumers hold {missing} of {self._lanes} lanes of "
-                    f"subscription {self._subscription!r}; stop them, then purge"
-                )
-            await self._write_watermarks()
-            marks = await self._writer.write(self._settle_all, durable=True)
-        before = sum(mark.settled for mark in marks)
-        # What is open is forgotten: late settlements find another epoch.
-        for mark in marks:
-            self._reader.disown(mark.lane)
-            self._reader.own(mark)
+            self._check_alone()
+            self._purging = True
+            try:
+                number = await self._purge()
+            finally:
+                self._purging = False
         self._waker.wake()
-        return before - self._settled_before
+        return number
+
+    async def _purge(self) -> int:
+        await self._write_watermarks()
+        async with self._writing_marks:
+            marks, not_ours = await self._write(self._settle_all, durable=True)
+            before = self._reader.settled
+            # What is open is forgotten: late settlements find another epoch.
+            for mark in marks:
+                self._reader.disown(mark.lane)
+                self._reader.own(mark)
+        return sum(mark.settled for mark in marks) - before - not_ours
+
+    def _check_alone(self) -> None:
+        others = self._members.share()[1] - 1
+        missing = self._lanes - len(self._reader.lanes)
+        if others or missing:
+            raise InUseError(
+                f"{self._path}: {others} other consumers hold lanes of subscription "
+                f"{self._subscription!r}; stop them, then purge"
+            )
 
     async def peek(self, limit: int) -> list[Peeked]:
         """Return what stands above the watermarks, oldest first."""
@@ -232,12 +270,15 @@ class SQLiteSubscription(SQLiteSide):
             SELECT m.lane, m.offset, m.id, m.key, m.headers, m.body, m.checksum, m.ttl,
                    m.stored_at_us
             FROM {self._table} m JOIN watermark w ON w.lane = m.lane AND w.subscription_id = ?
-            WHERE m.offset > w.offset AND (m.only_for IS NULL OR m.only_for = w.subscription_id)
+            WHERE m.offset > (SELECT min(offset) FROM watermark WHERE subscription_id = ?)
+              AND m.offset > w.offset
+              AND (m.only_for IS NULL OR m.only_for = w.subscription_id)
             ORDER BY m.offset
         """
         found: list[Peeked] = []
+        own = (self._subscription_id, self._subscription_id)
         with translated():
-            for row in self._reads.execute(sql, (self._subscription_id,)):
+            for row in self._reads.execute(sql, own):
                 lane, offset, *message, stored_at_us = cast("tuple[Any, ...]", row)
                 state = self._reader.state(lane, offset)
                 if state == "settled":
@@ -261,7 +302,7 @@ class SQLiteSubscription(SQLiteSide):
         with translated():
             try:
                 if not self._writer.broken:
-                    await self._write_watermarks()
+                    await self._write_watermarks(let_go=self._reader.lanes)
             finally:
                 # In this order: who takes a lane over reads its watermark first.
                 self._members.close()
@@ -275,7 +316,7 @@ class SQLiteSubscription(SQLiteSide):
         """Own the lanes that are meant for this consumer, and let go of the others."""
         now = self._clock.monotonic()
         left = self._reader.left()
-        if self._closed or (now < self._next_share and not left):
+        if self._closed or self._purging or (now < self._next_share and not left):
             return
         self._next_share = now + _SHARE_INTERVAL
         rank, number = self._members.share()
@@ -288,7 +329,7 @@ class SQLiteSubscription(SQLiteSide):
         left = self._reader.left()
         if left:
             self._reader.advance()
-            await self._write_watermarks()
+            await self._write_watermarks(let_go=left)
             if self._closed:
                 return
             # Asked anew: another receive may have come this far meanwhile. And no others:
@@ -298,30 +339,67 @@ class SQLiteSubscription(SQLiteSide):
                 self._members.free_lane(lane)
         for lane in meant - self._reader.lanes:
             if self._members.take_lane(lane):
-                # Only now: its last owner wrote this before it let go.
-                row = self._reads.execute(
-                    """
-                    SELECT lane, offset, settled FROM watermark
-                    WHERE subscription_id = ? AND lane = ?
-                    """,
-                    (self._subscription_id, lane),
-                ).fetchone()
-                assert row is not None
-                self._reader.own(Watermark(*row))
+                self._begin_lane(lane)
+
+    def _begin_lane(self, lane: int) -> None:
+        # Only now that it is ours: its last owner wrote this before it let go.
+        row = self._reads.execute(
+            """
+            SELECT offset, settled, deaths FROM watermark WHERE subscription_id = ? AND lane = ?
+            """,
+            (self._subscription_id, lane),
+        ).fetchone()
+        if row is None:
+            self._members.free_lane(lane)
+            raise self._removed()
+        offset, settled, deaths = cast("tuple[int, int, int]", row)
+        self._reader.own(Watermark(lane, offset, settled), deaths=deaths)
+        if deaths:
+            self._log.warning(
+                "%s: %d consumers in a row died with messages of lane %d of subscription %r; "
+                "they are handed over one at a time to find out which it was",
+                self._path,
+                deaths,
+                lane,
+                self._subscription,
+            )
+
+    def _removed(self) -> TopicNotFoundError:
+        return TopicNotFoundError(
+            f"{self._path}: subscription {self._subscription!r} of topic {self._topic!r} was "
+            "removed; open it again to make it anew"
+        )
 
     # Reading ----------------------------------------------------------------------------
 
-    def _take(self, limit: int) -> list[RawDelivery]:
+    def _take(self, limit: int) -> tuple[list[RawDelivery], frozenset[int]]:
+        """Return what can be handed over now, and the lanes to count before there is more."""
         reader = self._reader
+        found = self._take_again(limit)
+        room = min(limit - len(found), reader.room)
+        uncounted = self._take_new(reader.next_careful_scan, min(room, 1), found)
+        if not uncounted:
+            room = min(limit - len(found), reader.room)
+            uncounted = self._take_new(reader.next_scan, room, found)
+        return found, uncounted
+
+    def _take_again(self, limit: int) -> list[RawDelivery]:
+        """Return the nacked messages whose time has come."""
         found = []
-        for token in reader.due(self._clock.monotonic(), limit):
+        for token in self._reader.due(self._clock.monotonic(), limit):
             row = self._reads.execute(self._select_one, (token.offset,)).fetchone()
             assert row is not None, "an unsettled message is never deleted"
             *message, stored_at_us, _ = cast("tuple[Any, ...]", row)[2:]
             again = message_of(self._at(token.offset), *message)
             found.append(RawDelivery(again, token.attempt, token, stored_at_us))
-        limit = min(limit - len(found), reader.room)
-        while limit > 0 and (scan := reader.next_scan()) is not None:
+        return found
+
+    def _take_new(
+        self, next_scan: Callable[[], Scan | None], limit: int, found: list[RawDelivery]
+    ) -> frozenset[int]:
+        """Add up to ``limit`` messages to ``found``; return lanes to count before any more."""
+        reader = self._reader
+        while limit > 0 and (scan := next_scan()) is not None:
             rows, end = self._read(scan, limit)
             # Looked at before anything is handed over: a damaged row is one clear error, as
             # often as it is asked for, and nothing behind it overtakes it.
@@ -334,6 +412,9 @@ class SQLiteSubscription(SQLiteSide):
                 if not rows and not found:
                     raise
                 end = rows[-1][0] if rows else scan.after
+            uncounted = reader.uncounted(map(_lane_of_row, rows))
+            if uncounted:
+                return uncounted  # nothing is taken note of: the same scan comes again
             tokens = reader.deliver(scan, [(row[0], row[1]) for row in rows], end)
             others = False
             for token, message_, row in zip(tokens, messages, rows, strict=True):
@@ -341,13 +422,13 @@ class SQLiteSubscription(SQLiteSide):
                     reader.settle(token)  # another subscription's replay
                     others = True
                 else:
-                    found.append(RawDelivery(message_, 1, token, row[8]))
+                    found.append(RawDelivery(message_, token.attempt, token, row[8]))
                     limit -= 1
             if others:
                 self._note_settled()
             elif scan.upto is None or end < scan.upto:
                 break  # the end of the log, or the limit
-        return found
+        return frozenset()
 
     def _message_of_row(self, row: tuple[Any, ...]) -> Message | None:
         """Return the message of a row; None where it is of another subscription only."""
@@ -400,32 +481,38 @@ class SQLiteSubscription(SQLiteSide):
         held = [s for s in rejected if self._reader.holds(cast(LaneToken, s.token))]
 
         rows = [(s.reason, s.attempt, now_us, cast(LaneToken, s.token).offset) for s in held]
-        await self._writer.write(
-            lambda connection: self._dead.bury(connection, self._table, rows), durable=False
-        )
+        await self._write(lambda connection: self._dead.bury(connection, self._table, rows))
 
-    def _settle_all(self, connection: apsw.Connection) -> list[Watermark]:
-        """Move every watermark to the end of the log; return them."""
+    async def _write(self, work: Callable[[apsw.Connection], T], *, durable: bool = False) -> T:
+        """Run ``work`` in a transaction; see "Design" for why most need no fsync."""
+        self._unsynced = True
+        result = await self._writer.write(work, durable=durable)
+        # Whatever was committed before is older than this fsync.
+        self._unsynced = not durable
+        return result
+
+    def _settle_all(self, connection: apsw.Connection) -> tuple[list[Watermark], int]:
+        """Move every watermark to the end; return them, and how many were not ours."""
         last = one(
             connection, "SELECT last_offset FROM topic WHERE topic_id = ?", (self._topic_id,)
         )
         own = (self._subscription_id,)
-        total = "SELECT sum(settled) FROM watermark WHERE subscription_id = ?"
-        self._settled_before = one(connection, total, own)
         waiting = f"""
-            SELECT m.lane, count(*)
+            SELECT m.lane, count(*), count(nullif(m.only_for, w.subscription_id))
             FROM {self._table} m JOIN watermark w ON w.lane = m.lane AND w.subscription_id = ?
             WHERE m.offset > w.offset GROUP BY m.lane
         """
-        for lane, number in select(connection, waiting, own):
+        not_ours = 0
+        for lane, number, of_others in select(connection, waiting, own):
+            not_ours += of_others
             connection.execute(
                 "UPDATE watermark SET settled = settled + ? WHERE subscription_id = ? AND lane = ?",
                 (number, self._subscription_id, lane),
             )
-        sql = "UPDATE watermark SET offset = ? WHERE subscription_id = ?"
+        sql = "UPDATE watermark SET offset = ?, deaths = 0 WHERE subscription_id = ?"
         connection.execute(sql, (last, self._subscription_id))
         marks = "SELECT lane, offset, settled FROM watermark WHERE subscription_id = ?"
-        return [Watermark(*row) for row in select(connection, marks, own)]
+        return [Watermark(*row) for row in select(connection, marks, own)], not_ours
 
     async def _keep_up(self) -> None:
         """Write the watermarks a while after they moved; tidy up; stop when nothing moves."""
@@ -445,33 +532,73 @@ class SQLiteSubscription(SQLiteSide):
         finally:
             self._upkeep = None
 
-    async def _write_watermarks(self, *, durable: bool = False) -> bool:
-        watermarks = self._reader.unwritten()
-        if not watermarks and not durable:
-            return False
+    async def _count(self, lanes: frozenset[int]) -> None:
+        """Write down that messages of these lanes are about to be handed over."""
+        try:
+            await self._write_watermarks(begin=lanes)
+        except BrokenFileError:
+            raise
+        except SQLiteFileError as error:
+            # A full disk, say. Consuming goes on, as it does without watermarks, but not
+            # with a message that may have killed others.
+            if self._reader.careful(lanes):
+                raise
+            self._log.warning("hand-overs are not counted, only this consumer's: %s", error)
+            self._reader.counted(lanes)
 
-        def work(connection: apsw.Connection) -> None:
-            connection.executemany(
-                """
-                UPDATE watermark SET offset = ?, settled = ?
-                WHERE subscription_id = ? AND lane = ? AND offset < ?
-                """,
-                # Never back: a lane that was handed over may be further by now.
-                (
-                    (w.offset, w.settled, self._subscription_id, w.lane, w.offset)
-                    for w in watermarks
-                ),
-            )
+    async def _write_watermarks(
+        self,
+        *,
+        durable: bool = False,
+        begin: Iterable[int] = (),
+        let_go: Iterable[int] = (),
+    ) -> bool:
+        """Write what moved; return whether there was anything to write.
 
-            if durable and not watermarks:
-                # A commit that changes nothing writes and syncs nothing, and earlier ones may
-                # wait for it. One that changes a row and changes it back does both.
-                sql = "UPDATE watermark SET settled = settled + ? WHERE subscription_id = ?"
-                connection.execute(sql, (1, self._subscription_id))
-                connection.execute(sql, (-1, self._subscription_id))
+        Args:
+            durable: Wait for the fsync of this and all that was written before.
+            begin: Lanes to count one more death of, until they move or are let go of.
+            let_go: Lanes that are about to be let go of.
+        """
+        reader = self._reader
+        async with self._writing_marks:
+            watermarks = reader.unwritten()
+            # Asked anew: another receive may have counted them meanwhile.
+            begin = reader.uncounted(begin)
+            survived = reader.survived(let_go)
+            nothing = not (watermarks or begin or survived)
+            if nothing and not (durable and self._unsynced):
+                return False
+            own = self._subscription_id
 
-        await self._writer.write(work, durable=durable)
-        self._reader.written(watermarks)
+            def work(connection: apsw.Connection) -> None:
+                connection.executemany(
+                    """
+                    UPDATE watermark SET offset = ?, settled = ?, deaths = 0
+                    WHERE subscription_id = ? AND lane = ? AND offset < ?
+                    """,
+                    # Never back: a lane that was handed over may be further by now.
+                    ((w.offset, w.settled, own, w.lane, w.offset) for w in watermarks),
+                )
+                lane_is = "WHERE subscription_id = ? AND lane = ?"
+                connection.executemany(
+                    f"UPDATE watermark SET deaths = 0 {lane_is}", ((own, lane) for lane in survived)
+                )
+                # Behind the watermarks, which begin the count anew.
+                connection.executemany(
+                    f"UPDATE watermark SET deaths = deaths + 1 {lane_is}",
+                    ((own, lane) for lane in begin),
+                )
+                if nothing:
+                    # A commit that changes nothing writes and syncs nothing, and earlier ones
+                    # may wait for it. One that changes a row and changes it back does both.
+                    sql = "UPDATE watermark SET settled = settled + ? WHERE subscription_id = ?"
+                    connection.execute(sql, (1, own))
+                    connection.execute(sql, (-1, own))
+
+            await self._write(work, durable=durable)
+            reader.written(watermarks)
+            reader.counted(begin)
         return True
 
     async def _trim_idle(self) -> bool:
@@ -479,5 +606,5 @@ class SQLiteSubscription(SQLiteSide):
         if not 0 < first <= done - _TRIM_IDLE_ROWS:
             return False
         upto = min(done, first + _TRIM_IDLE_ROWS)
-        await self._writer.write(lambda connection: self._trim(connection, upto))
+        await self._write(lambda connection: self._trim(connection, upto))
         return True
