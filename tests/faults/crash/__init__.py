@@ -1,0 +1,1 @@
+"""Every point at which a machine can stop, one after the other."""
