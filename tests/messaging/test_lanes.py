@@ -1,6 +1,8 @@
 """The lane reader against a model: nothing lost, nothing settled twice, order kept."""
 
 import string
+from collections.abc import Callable, Iterable
+from unittest import mock
 from zlib import crc32
 
 import pytest
@@ -14,10 +16,12 @@ from hypothesis.stateful import (
     rule,
 )
 
-from molva.messaging._lanes import LaneReader, LaneToken, Watermark, lane_of
+from molva.messaging import _lanes
+from molva.messaging._lanes import LaneReader, LaneToken, Scan, Watermark, lane_of
 from molva.messaging.driver import Outcome
 
 _LANES = 3
+_CAREFUL = 3  # messages, so that a lane is often trusted again
 
 
 class LaneReaderMachine(RuleBasedStateMachine):
@@ -25,10 +29,16 @@ class LaneReaderMachine(RuleBasedStateMachine):
 
     @initialize(max_open=st.integers(1, 6))
     def begin(self, max_open: int) -> None:
+        self.patch = mock.patch.object(_lanes, "CAREFUL_MESSAGES", _CAREFUL)
+        self.patch.start()
         self.max_open = max_open
         self.reader = LaneReader(max_open=max_open)
         self.log: list[int] = []  # the lane of each offset, from 1
         self.disk = {lane: Watermark(lane, 0, 0) for lane in range(_LANES)}
+        self.deaths = dict.fromkeys(range(_LANES), 0)  # on disk
+        self.counted: set[int] = set()  # lanes whose deaths this ownership has raised
+        self.careful: dict[int, int] = {}  # lane to messages that are still to settle
+        self.unwritten: set[int] = set()  # careful lanes that settled since they were written
         self.now = 0.0
         self.handed: dict[int, LaneToken] = {}  # offset to what we hold of it
         self.nacked: dict[int, tuple[float, int]] = {}  # offset to (due, attempt)
@@ -36,10 +46,15 @@ class LaneReaderMachine(RuleBasedStateMachine):
         self.stale: list[LaneToken] = []
 
     def _own(self, lane: int) -> None:
-        self.reader.own(self.disk[lane])
+        self.reader.own(self.disk[lane], deaths=self.deaths[lane])
+        if self.deaths[lane] >= 2:
+            self.careful[lane] = _CAREFUL
 
     def _lose(self, lane: int) -> None:
         """Forget what the memory of a lane held; only what was written is known now."""
+        self.counted.discard(lane)
+        self.careful.pop(lane, None)
+        self.unwritten.discard(lane)
         for offset in [o for o in self.handed if self.log[o - 1] == lane]:
             self.stale.append(self.handed.pop(offset))
         for offset in [o for o in self.nacked if self.log[o - 1] == lane]:
@@ -48,12 +63,23 @@ class LaneReaderMachine(RuleBasedStateMachine):
             o for o in self.settled if self.log[o - 1] == lane and o > self.disk[lane].offset
         }
 
-    def _write(self) -> None:
-        marks = self.reader.unwritten()
+    def _write(self, *, begin: Iterable[int] = (), let_go: Iterable[int] = ()) -> None:
+        """Write as a driver does: watermarks, then what is let go of, then what begins."""
+        marks, survived = self.reader.unwritten(), self.reader.survived(let_go)
         for mark in marks:
             self.disk[mark.lane] = mark
+            self.deaths[mark.lane] = 0
+        for lane in survived:
+            assert lane in self.counted
+            self.deaths[lane] = 0
+        for lane in begin:
+            self.deaths[lane] += 1
+            self.counted.add(lane)
         self.reader.written(marks)
+        self.reader.counted(begin)
+        self.unwritten.clear()
         assert self.reader.unwritten() == []
+        assert not self.reader.must_write
 
     @rule(lanes=st.lists(st.integers(0, _LANES - 1), min_size=1, max_size=8))
     def store(self, lanes: list[int]) -> None:
@@ -67,7 +93,11 @@ class LaneReaderMachine(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 6))
     def read(self, limit: int) -> None:
         limit = min(limit, self.reader.room)
-        while limit > 0 and (scan := self.reader.next_scan()) is not None:
+        self._read_on(self.reader.next_careful_scan, min(limit, 1))
+        self._read_on(self.reader.next_scan, min(limit, self.reader.room))
+
+    def _read_on(self, next_scan: Callable[[], Scan | None], limit: int) -> None:
+        while limit > 0 and (scan := next_scan()) is not None:
             upto = len(self.log) if scan.upto is None else scan.upto
             rows = [
                 (offset, self.log[offset - 1])
@@ -75,9 +105,14 @@ class LaneReaderMachine(RuleBasedStateMachine):
                 if scan.lanes >> self.log[offset - 1] & 1
             ][:limit]
             end = rows[-1][0] if len(rows) == limit else upto
+            if uncounted := self.reader.uncounted(lane for _, lane in rows):
+                self._write(begin=uncounted)
+                continue
             for token in self.reader.deliver(scan, rows, end):
-                self._handed(token, attempt=1)
+                careful = token.lane in self.careful
+                self._handed(token, attempt=self.deaths[token.lane] if careful else 1)
                 assert token.turn == 1
+                assert token.lane in self.counted
             limit -= len(rows)
             if scan.upto is None or end < scan.upto:
                 break
@@ -87,7 +122,9 @@ class LaneReaderMachine(RuleBasedStateMachine):
         could = self._could_come_again()
         tokens = self.reader.due(self.now, limit)
 
-        assert len(tokens) == min(limit, max(0, self.max_open - len(self.handed)), len(could))
+        careful = [o for o in could if self.log[o - 1] in self.careful]
+        most = len(could) - len(careful) + min(1, len(careful))
+        assert len(tokens) == min(limit, max(0, self.max_open - len(self.handed)), most)
         for token in tokens:
             _, attempt = self.nacked.pop(token.offset)
             self._handed(token, attempt=attempt)
@@ -99,12 +136,16 @@ class LaneReaderMachine(RuleBasedStateMachine):
             for offset, (due, _) in self.nacked.items()
             if due <= self.now
             and self.log[offset - 1] not in self.leaving
+            and (self.log[offset - 1] not in self.careful or self._may_take_care())
             and all(
                 self.nacked[other][0] <= self.now
                 for other in self.nacked
                 if other < offset and self.log[other - 1] == self.log[offset - 1]
             )
         ]
+
+    def _may_take_care(self) -> bool:
+        return not self.unwritten and not any(self.log[o - 1] in self.careful for o in self.handed)
 
     @property
     def leaving(self) -> set[int]:
@@ -120,6 +161,8 @@ class LaneReaderMachine(RuleBasedStateMachine):
         ahead = [o for o in self.nacked if self.log[o - 1] == lane]
         assert all(o > offset for o in ahead), "overtook one that is to come again"
         assert lane not in self.leaving
+        if lane in self.careful:
+            assert self._may_take_care(), "two at once, or one before the last was written"
         self.handed[offset] = token
 
     @precondition(lambda self: self.handed)
@@ -130,9 +173,20 @@ class LaneReaderMachine(RuleBasedStateMachine):
         assert self.reader.holds(token)
         assert self.reader.settle(token) is Outcome.SETTLED
         self.stale.append(token)
-        self.settled.add(offset)
+        self._settled(offset)
         moved = self.reader.advance()
         assert moved == bool(self.reader.unwritten())
+
+    def _settled(self, offset: int) -> None:
+        self.settled.add(offset)
+        lane = self.log[offset - 1]
+        if lane in self.careful:
+            self.careful[lane] -= 1
+            self.unwritten.add(lane)
+            if not self.careful[lane]:
+                del self.careful[lane]
+                self.unwritten.discard(lane)
+        assert self.reader.must_write == bool(self.unwritten)
 
     @precondition(lambda self: self.handed)
     @rule(data=st.data(), delay=st.sampled_from([0.0, 1.0, 5.0]), counts=st.booleans())
@@ -173,7 +227,9 @@ class LaneReaderMachine(RuleBasedStateMachine):
         for lane in self.reader.left():
             assert not [o for o in self.handed if self.log[o - 1] == lane]
             self.reader.advance()
-            self._write()
+            counted = lane in self.counted
+            self._write(let_go=[lane])
+            assert not (counted and self.deaths[lane]), "it was let go of, nobody died"
             self.reader.disown(lane)
             self._lose(lane)
 
@@ -215,6 +271,7 @@ class LaneReaderMachine(RuleBasedStateMachine):
         """Whatever happened, a consumer that goes on settles everything, in order."""
         if not hasattr(self, "reader"):
             return
+        self.patch.stop()
         for lane in range(_LANES):
             self.own(lane)
             self.reader.stay(lane)
@@ -222,7 +279,7 @@ class LaneReaderMachine(RuleBasedStateMachine):
             self.now += 10.0
             for offset in sorted(self.handed):
                 assert self.reader.settle(self.handed.pop(offset)) is Outcome.SETTLED
-                self.settled.add(offset)
+                self._settled(offset)
             self.write()
             self.come_again(self.max_open)
             self.read(self.max_open)
@@ -263,6 +320,128 @@ def test_a_lane_without_messages_follows_the_others() -> None:
     reader.settle(token)
     reader.advance()
     assert reader.unwritten() == [Watermark(0, 5, 1), Watermark(1, 5, 0)]
+
+
+class _Disk:
+    """A log, its disk, and consumers of it that one message kills."""
+
+    def __init__(self, log: list[int], poison: int, *, max_attempts: int = 5) -> None:
+        self.log, self.poison, self.max_attempts = log, poison, max_attempts
+        lanes = set(log)
+        self.marks = {lane: Watermark(lane, 0, 0) for lane in lanes}
+        self.deaths = dict.fromkeys(lanes, 0)
+        self.attempts: dict[int, list[int]] = {}  # of each offset that was looked at
+        self.dead: list[int] = []
+
+    def consume(self, *, batch: int, dies_at_once: bool = False) -> bool:
+        """Go on until the log is settled (True) or the process dies (False)."""
+        reader = LaneReader(max_open=10_000)
+        for mark in self.marks.values():
+            reader.own(mark, deaths=self.deaths[mark.lane])
+        while True:
+            if reader.must_write:
+                self._write(reader)
+            tokens = self._read(reader, reader.next_careful_scan, 1)
+            tokens += self._read(reader, reader.next_scan, batch)
+            if dies_at_once:
+                return False
+            if not tokens and not reader.must_write:
+                self._write(reader)
+                return True
+            for token in tokens:
+                self.attempts.setdefault(token.offset, []).append(token.attempt)
+                if token.attempt > self.max_attempts:
+                    self.dead.append(token.offset)
+                elif token.offset == self.poison:
+                    return False
+            for token in tokens:
+                reader.settle(token)
+            reader.advance()
+
+    def _read(
+        self, reader: LaneReader, next_scan: Callable[[], Scan | None], limit: int
+    ) -> list[LaneToken]:
+        scan = next_scan()
+        if scan is None:
+            return []
+        upto = len(self.log) if scan.upto is None else scan.upto
+        rows = [
+            (offset, self.log[offset - 1])
+            for offset in range(scan.after + 1, upto + 1)
+            if scan.lanes >> self.log[offset - 1] & 1
+        ][:limit]
+        uncounted = reader.uncounted(lane for _, lane in rows)
+        if uncounted:
+            self._write(reader, begin=uncounted)
+        return reader.deliver(scan, rows, rows[-1][0] if len(rows) == limit else upto)
+
+    def _write(self, reader: LaneReader, begin: Iterable[int] = ()) -> None:
+        marks = reader.unwritten()
+        for mark in marks:
+            self.marks[mark.lane] = mark
+            self.deaths[mark.lane] = 0
+        for lane in begin:
+            self.deaths[lane] += 1
+        reader.written(marks)
+        reader.counted(begin)
+
+
+@pytest.mark.parametrize("batch", [1, 10, 100])
+@pytest.mark.parametrize("poison", [1, 2, 37, 60])
+def test_a_message_that_kills_each_consumer_is_the_only_one_given_up(
+    batch: int, poison: int
+) -> None:
+    disk = _Disk([n * 7 % 4 for n in range(60)], poison)
+
+    consumers = 1
+    while not disk.consume(batch=batch):
+        consumers += 1
+        assert consumers < 40
+
+    assert disk.dead == [poison]
+    assert sum(mark.settled for mark in disk.marks.values()) == 60
+    assert all(max(tries) <= 3 for offset, tries in disk.attempts.items() if offset != poison)
+
+
+def test_a_consumer_that_dies_with_nothing_handed_over_is_no_death() -> None:
+    disk = _Disk([], poison=0)
+    disk.marks, disk.deaths = {0: Watermark(0, 0, 0)}, {0: 0}
+    for _ in range(20):
+        disk.consume(batch=10, dies_at_once=True)
+    disk.log.append(0)
+
+    assert disk.consume(batch=10)
+
+    assert disk.attempts == {1: [1]}
+
+
+def test_a_careful_lane_is_trusted_again_after_enough_messages() -> None:
+    disk = _Disk([0] * (_lanes.CAREFUL_MESSAGES + 50), poison=0)
+    disk.deaths[0] = 2
+    reader = LaneReader(max_open=100)
+    reader.own(disk.marks[0], deaths=2)
+    for _ in range(_lanes.CAREFUL_MESSAGES):
+        disk._write(reader)
+        [token] = disk._read(reader, reader.next_careful_scan, 1)
+        assert disk._read(reader, reader.next_scan, 100) == []
+        reader.settle(token)
+        reader.advance()
+
+    assert reader.next_careful_scan() is None
+    assert len(disk._read(reader, reader.next_scan, 100)) == 50
+
+
+def test_a_careful_lane_holds_up_no_other() -> None:
+    disk = _Disk([0, 1, 0, 1, 0, 1], poison=0)
+    reader = LaneReader(max_open=100)
+    reader.own(Watermark(0, 0, 0), deaths=2)
+    reader.own(Watermark(1, 0, 0))
+
+    careful = disk._read(reader, reader.next_careful_scan, 1)
+    others = disk._read(reader, reader.next_scan, 100)
+
+    assert [(t.offset, t.attempt) for t in careful] == [(1, 3)]
+    assert [(t.offset, t.attempt) for t in others] == [(2, 1), (4, 1), (6, 1)]
 
 
 @given(st.text(string.printable), st.binary(min_size=16, max_size=16), st.integers(1, 62))

@@ -12,6 +12,21 @@ locks. A driver feeds it rows and writes down what it says.
 The watermark moves only over a contiguous run of settled offsets. Taking the highest
 settled one instead is the classic way to lose a message: it jumps over those that are
 still being worked on.
+
+A message can kill the process that works on it, and what is only counted in memory dies
+with it: the message would come for ever, and kill each time. So ``deaths`` is written down
+with each watermark: how many consumers in a row have handed over a message of the lane and
+neither moved the watermark nor let go of the lane in an orderly way. A consumer counts
+itself in before its first hand-over, not when it takes the lane: one that dies without
+having handed over anything (a restart loop, an idle lane) proves nothing against the
+message that happens to be next. The first message behind the watermark is the one that
+all of them handed over, and so the count is its attempt.
+
+Where two consumers in a row died so, a lane is read *carefully*: of all careful lanes
+together one message is open at a time, and it is counted, and what was settled before it is
+written down, before it is handed over. So the next death names the message that caused it,
+and the attempts of all others stay as they were. (One death proves little: a deployment
+kills, and a batch that was about to be settled comes again.)
 """
 
 import heapq
@@ -23,7 +38,24 @@ from zlib import crc32
 
 from molva.messaging.driver import Outcome, Settlement
 
-__all__ = ["MAX_LANES", "LaneReader", "LaneToken", "Scan", "Watermark", "lane_of"]
+__all__ = [
+    "CAREFUL_MESSAGES",
+    "MAX_LANES",
+    "LaneReader",
+    "LaneToken",
+    "Scan",
+    "Watermark",
+    "lane_of",
+]
+
+# Consumers that died in a row before a lane is read carefully. Fewer, and every kill under
+# load is followed by a slow while; more, and a poison takes more neighbours along.
+_CAREFUL_DEATHS: Final = 2
+
+# Messages that are settled one at a time before a lane is trusted again. Fewer, and a batch
+# of neighbours is at risk more often before the poison among them is found; more, and a
+# consumer that was killed by something else goes on slowly for longer.
+CAREFUL_MESSAGES: Final = 1_000
 
 # A set of lanes is one signed 64-bit integer, so that SQL can test for membership.
 MAX_LANES: Final = 62
@@ -82,6 +114,10 @@ class _Lane:
     # what comes again comes in order too, each behind those before it.
     nacked: list[tuple[int, float, int, int]] = field(default_factory=list)
     leaving: bool = False
+    deaths: int = 0  # as written down, this consumer included once it has ``counted``
+    counted: bool = False  # whether a hand-over is written down as begun
+    careful: int = 0  # so many messages more are handed over one at a time
+    dirty: bool = False  # careful, and something was settled that is not written down
 
     def advance(self) -> None:
         """Move the watermark over the settled messages at its head."""
@@ -109,6 +145,9 @@ class LaneReader:
         self._lanes: dict[int, _Lane] = {}
         self._epoch = 0
         self._open = 0
+        # Sets of lanes. Nearly always both are empty, and then cost nothing.
+        self._uncounted = 0
+        self._careful = 0
 
     @property
     def open(self) -> int:
@@ -121,17 +160,34 @@ class LaneReader:
         return max(0, self._max_open - self._open)
 
     @property
+    def settled(self) -> int:
+        """How many messages of the owned lanes are settled, also those behind a gap."""
+        return sum(
+            lane.settled + len(lane.delivered) - len(lane.open) - len(lane.nacked)
+            for lane in self._lanes.values()
+        )
+
+    @property
     def lanes(self) -> frozenset[int]:
         """The lanes that are owned."""
         return frozenset(self._lanes)
 
-    def own(self, watermark: Watermark) -> None:
+    def own(self, watermark: Watermark, *, deaths: int = 0) -> None:
         """Begin with a lane at what was written down of it."""
         self._epoch += 1
         offset = watermark.offset
         self._lanes[watermark.lane] = _Lane(
-            self._epoch, offset, offset, watermark.settled, written=offset
+            self._epoch,
+            offset,
+            offset,
+            watermark.settled,
+            written=offset,
+            deaths=deaths,
+            careful=CAREFUL_MESSAGES if deaths >= _CAREFUL_DEATHS else 0,
         )
+        self._uncounted |= 1 << watermark.lane
+        if deaths >= _CAREFUL_DEATHS:
+            self._careful |= 1 << watermark.lane
 
     def leave(self, lane: int) -> None:
         """Hand over nothing more of a lane, so that it can soon be disowned."""
@@ -148,9 +204,70 @@ class LaneReader:
     def disown(self, lane: int) -> None:
         """Forget a lane. Tokens of it are stale from now on."""
         self._open -= len(self._lanes.pop(lane).open)
+        self._uncounted &= ~(1 << lane)
+        self._careful &= ~(1 << lane)
+
+    # Deaths -----------------------------------------------------------------------------
+
+    def uncounted(self, lanes: Iterable[int]) -> frozenset[int]:
+        """Return those of the lanes that must be counted before anything is handed over.
+
+        Count one more death of each, in the file, together with what is unwritten; then
+        call ``counted``.
+        """
+        uncounted = self._uncounted
+        if not uncounted:
+            return frozenset()
+        return frozenset(lane for lane in set(lanes) if uncounted >> lane & 1)
+
+    def counted(self, lanes: Iterable[int]) -> None:
+        """Take note that one more death of each of these lanes was written down."""
+        for number in lanes:
+            lane = self._lanes.get(number)
+            if lane is not None:
+                lane.deaths += 1
+                lane.counted = True
+                self._uncounted &= ~(1 << number)
+
+    def survived(self, lanes: Iterable[int]) -> list[int]:
+        """Return the lanes whose deaths are to be written as 0 when they are let go of.
+
+        Those that were counted here. What others counted stays, where this consumer has
+        handed over nothing that could prove them wrong.
+        """
+        return [
+            number
+            for number in lanes
+            if (lane := self._lanes.get(number)) is not None and lane.counted and lane.deaths
+        ]
+
+    def careful(self, lanes: Iterable[int]) -> bool:
+        """Return whether any of the lanes is read carefully."""
+        return any(self._careful >> number & 1 for number in lanes)
+
+    @property
+    def must_write(self) -> bool:
+        """Whether no careful lane goes on before what is unwritten was written down."""
+        return bool(self._careful) and any(lane.dirty for lane in self._lanes.values())
+
+    def next_careful_scan(self) -> Scan | None:
+        """Return what to read next of the careful lanes, one message at most; or None."""
+        if not self._careful or not self._may_take_care():
+            return None
+        positions: dict[int, int] = {}
+        for number, lane in self._lanes.items():
+            if lane.careful and not lane.leaving and not lane.nacked:
+                positions[lane.read_to] = positions.get(lane.read_to, 0) | 1 << number
+        return _lowest(positions)
+
+    def _may_take_care(self) -> bool:
+        """Return whether a careful lane may hand over a message."""
+        return not any(lane.careful and (lane.open or lane.dirty) for lane in self._lanes.values())
+
+    # Reading ----------------------------------------------------------------------------
 
     def next_scan(self) -> Scan | None:
-        """Return what to read next, or None where no lane may be read.
+        """Return what to read next, or None where no lane may be read; but no careful one.
 
         Lanes that stand at different offsets, because they were owned later or waited for
         a message to come again, catch up by themselves: the one furthest behind is read
@@ -159,18 +276,15 @@ class LaneReader:
         positions: dict[int, int] = {}
         for number, lane in self._lanes.items():
             # A nacked message holds up its lane: what follows it must not overtake it.
-            if not lane.leaving and not lane.nacked:
+            if not lane.leaving and not lane.nacked and not lane.careful:
                 positions[lane.read_to] = positions.get(lane.read_to, 0) | 1 << number
-        if not positions:
-            return None
-        after, *later = sorted(positions)
-        return Scan(after, later[0] if later else None, positions[after])
+        return _lowest(positions)
 
     def deliver(self, scan: Scan, rows: Sequence[tuple[int, int]], end: int) -> list[LaneToken]:
         """Take note of messages read by ``scan``; return the token of each hand-over.
 
         Args:
-            scan: As ``next_scan`` gave it, with nothing in between.
+            scan: As ``next_scan`` or ``next_careful_scan`` gave it, with nothing in between.
             rows: (offset, lane) of each message, ascending.
             end: The offset up to which the scan has seen everything.
         """
@@ -182,6 +296,8 @@ class LaneReader:
             lane.delivered.append(offset)
             tokens.append(LaneToken(number, lane.epoch, offset, 1, 1))
         self._open += len(rows)
+        if scan.lanes & self._careful:
+            tokens = [t._replace(attempt=max(1, lanes[t.lane].deaths)) for t in tokens]
         for number, lane in lanes.items():
             if scan.lanes >> number & 1:
                 lane.read_to = max(lane.read_to, end)
@@ -194,21 +310,30 @@ class LaneReader:
         limit = min(limit, self.room)
         tokens: list[LaneToken] = []
         for number, lane in self._lanes.items():
-            if lane.leaving:
+            if lane.leaving or (lane.careful and not self._may_take_care()):
                 continue
             while lane.nacked and lane.nacked[0][1] <= now and len(tokens) < limit:
                 offset, _, turn, attempt = heapq.heappop(lane.nacked)
                 lane.open[offset] = turn
                 self._open += 1
                 tokens.append(LaneToken(number, lane.epoch, offset, turn, attempt))
+                if lane.careful:
+                    break
         return tokens
 
     def next_due(self) -> float | None:
         """Return when the next nacked message can come again; None where none can."""
         if not self.room:
             return None
-        waiting = (lane for lane in self._lanes.values() if lane.nacked and not lane.leaving)
-        return min((lane.nacked[0][1] for lane in waiting), default=None)
+        takes_care = not self._careful or self._may_take_care()
+        waiting = (
+            lane.nacked[0][1]
+            for lane in self._lanes.values()
+            if lane.nacked and not lane.leaving and (takes_care or not lane.careful)
+        )
+        return min(waiting, default=None)
+
+    # Settling ---------------------------------------------------------------------------
 
     def holds(self, token: LaneToken) -> bool:
         """Return whether the token names a hand-over that is still ours to settle."""
@@ -234,6 +359,11 @@ class LaneReader:
             return Outcome.LEASE_LOST
         del lane.open[offset]
         self._open -= 1
+        if lane.careful:
+            lane.careful -= 1
+            lane.dirty = lane.careful > 0
+            if not lane.careful:
+                self._careful &= ~(1 << number)
         return Outcome.SETTLED
 
     def give_back(self, token: LaneToken, *, due: float, attempt: int) -> Outcome:
@@ -273,8 +403,23 @@ class LaneReader:
         ]
 
     def written(self, watermarks: Iterable[Watermark]) -> None:
-        """Take note that these were written down."""
+        """Take note that these were written down, with no deaths."""
         for watermark in watermarks:
             lane = self._lanes.get(watermark.lane)
-            if lane is not None:
-                lane.written = watermark.offset
+            if lane is None:
+                continue
+            lane.written = watermark.offset
+            lane.deaths = 0
+            if lane.careful:
+                # Each message of a careful lane is counted, not just the first.
+                lane.counted = False
+                self._uncounted |= 1 << watermark.lane
+                lane.dirty = lane.dirty and watermark.offset != lane.watermark
+
+
+def _lowest(positions: dict[int, int]) -> Scan | None:
+    """Return the scan of the lanes that stand furthest behind: up to where others stand."""
+    if not positions:
+        return None
+    after, *later = sorted(positions)
+    return Scan(after, later[0] if later else None, positions[after])

@@ -123,7 +123,8 @@ def _version_2(connection: apsw.Connection) -> None:
             connection.execute(f"ALTER TABLE message_{topic_id} ADD COLUMN {column}")
     connection.execute(
         """
-        -- How often a lane was taken over from a consumer that died since it last moved.
+        -- How many consumers have handed over messages of a lane since it last moved, and did
+        -- not let go of it: those that died, and the one at work. ``_lanes`` says what for.
         ALTER TABLE watermark ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
 
         CREATE TABLE queue (
@@ -577,8 +578,22 @@ def message_of(
         )
     if headers is None and ttl is None and not priority:
         return Message(body, id_, key)
-    given = NO_HEADERS if headers is None else json.loads(headers)
+    given = NO_HEADERS if headers is None else _headers_of(place, id_, headers)
     return Message(body, id_, key, given, priority, ttl=ttl)
+
+
+def _headers_of(place: str, id_: bytes, text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"{type(found).__name__} instead of an object")
+    except ValueError as error:
+        raise IncompatibleBrokerError(
+            f"{place} is damaged: its headers cannot be read ({error}), so the disk or another "
+            f"program changed it (message {format_id(id_)}); restore the file from a copy, or "
+            "purge what waits"
+        ) from error
+    return found
 
 
 @final
@@ -602,15 +617,22 @@ class DeadLetters:
         rows = select(
             reads,
             f"""
-            SELECT id, key, headers, body, NULL, ttl, priority,
+            SELECT dead_letter_id, id, key, headers, body, NULL, ttl, priority,
                    reason, attempts, died_at_us, stored_at_us
             FROM dead_letter WHERE {self._column} = ? ORDER BY dead_letter_id LIMIT ?
             """,
             (self.owner, limit),
         )
         return [
-            DeadLetter(message_of("", *message), reason, attempts, died, self._origin, stored)
-            for *message, reason, attempts, died, stored in rows
+            DeadLetter(
+                message_of(f"dead letter {number} of {self._origin}", *message),
+                reason,
+                attempts,
+                died,
+                self._origin,
+                stored,
+            )
+            for number, *message, reason, attempts, died, stored in rows
         ]
 
     def bury(

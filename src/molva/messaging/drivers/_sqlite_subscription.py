@@ -354,7 +354,7 @@ class SQLiteSubscription(SQLiteSide):
             raise self._removed()
         offset, settled, deaths = cast("tuple[int, int, int]", row)
         self._reader.own(Watermark(lane, offset, settled), deaths=deaths)
-        if deaths:
+        if self._reader.careful([lane]):
             self._log.warning(
                 "%s: %d consumers in a row died with messages of lane %d of subscription %r; "
                 "they are handed over one at a time to find out which it was",
@@ -385,12 +385,21 @@ class SQLiteSubscription(SQLiteSide):
 
     def _take_again(self, limit: int) -> list[RawDelivery]:
         """Return the nacked messages whose time has come."""
-        found = []
-        for token in self._reader.due(self._clock.monotonic(), limit):
+        found: list[RawDelivery] = []
+        now = self._clock.monotonic()
+        tokens = self._reader.due(now, limit)
+        for token in tokens:
             row = self._reads.execute(self._select_one, (token.offset,)).fetchone()
             assert row is not None, "an unsettled message is never deleted"
             *message, stored_at_us, _ = cast("tuple[Any, ...]", row)[2:]
-            again = message_of(self._at(token.offset), *message)
+            try:
+                again = message_of(self._at(token.offset), *message)
+            except IncompatibleBrokerError:
+                for late in tokens[len(found) :]:
+                    self._reader.give_back(late, due=now, attempt=late.attempt)
+                if not found:
+                    raise
+                break
             found.append(RawDelivery(again, token.attempt, token, stored_at_us))
         return found
 

@@ -43,6 +43,14 @@ Design:
     the acks of the last quarter of a second. A message below every watermark is deleted
     by the sender, some in each of its own commits, and by a consumer with nothing to do.
 
+    A message that kills its consumer's process is found without a write for each message:
+    the first hand-over in a lane is counted beside its watermark, which begins the count
+    anew when it moves. Where two consumers in a row died without moving it, the lane is
+    read one message at a time, and how many had it is its attempt, so that it becomes a
+    dead letter in the end (``_lanes``). How often and for when a message was nacked is not
+    written down: a
+    consumer that takes its lane over begins it at the first attempt, at once.
+
     A consumer with nothing to do waits on a named pipe, which senders write to after each
     commit: it wakes within a millisecond and costs nothing until then.
 
@@ -238,14 +246,21 @@ class SQLiteTopic(SQLiteSide):
             dead = self._dead_letters_of(subscription)
             if dead is None:
                 return False
-            number = live_members(self._folder, dead.owner)
-            if number:
-                raise InUseError(
-                    f"{self._path}: {number} consumers of subscription {subscription!r} are at "
-                    "work; stop them, then remove it"
-                )
 
             def work(connection: apsw.Connection) -> None:
+                # Here, so that as little as possible lies between looking and removing. Who
+                # joins in between is told when it takes its lanes (``_removed``).
+                number = live_members(self._folder, dead.owner)
+                if number:
+                    raise InUseError(
+                        f"{self._path}: {number} consumers of subscription {subscription!r} are "
+                        "at work; stop them, then remove it"
+                    )
+                # Its id may be given to another, whose messages these never were. They stay,
+                # as nobody's: offsets are dense. So do lock files, 0 bytes each: deleting one
+                # that somebody is about to lock would let two lock "the same" file.
+                sql = f"UPDATE {self._table} SET only_for = 0 WHERE only_for = ?"
+                connection.execute(sql, (dead.owner,))
                 for table in ("dead_letter", "watermark", "subscription"):
                     sql = f"DELETE FROM {table} WHERE subscription_id = ?"
                     connection.execute(sql, (dead.owner,))
@@ -307,13 +322,17 @@ class SQLiteTopic(SQLiteSide):
         if last - self._settled + wanted > self.capacity:
             self._settled = one(
                 connection,
-                """
-                SELECT coalesce(min(settled), 0) FROM (
-                    SELECT s.start_offset + sum(w.settled) AS settled
-                    FROM subscription s JOIN watermark w USING (subscription_id)
-                    WHERE s.topic_id = ? GROUP BY s.subscription_id)
+                # Without a subscription, what is kept waits for the first one.
+                f"""
+                SELECT coalesce(
+                    (SELECT min(settled) FROM (
+                        SELECT s.start_offset + sum(w.settled) AS settled
+                        FROM subscription s JOIN watermark w USING (subscription_id)
+                        WHERE s.topic_id = ? GROUP BY s.subscription_id)),
+                    (SELECT min(offset) - 1 FROM {self._table}),
+                    ?)
                 """,
-                (self._topic_id,),
+                (self._topic_id, last),
             )
         return max(0, self.capacity - (last - self._settled))
 
