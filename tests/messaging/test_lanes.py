@@ -67,8 +67,9 @@ class LaneReaderMachine(RuleBasedStateMachine):
         """Write as a driver does: watermarks, then what is let go of, then what begins."""
         marks, survived = self.reader.unwritten(), self.reader.survived(let_go)
         for mark in marks:
+            if mark.settled != self.disk[mark.lane].settled:
+                self.deaths[mark.lane] = 0
             self.disk[mark.lane] = mark
-            self.deaths[mark.lane] = 0
         for lane in survived:
             assert lane in self.counted
             self.deaths[lane] = 0
@@ -378,8 +379,9 @@ class _Disk:
     def _write(self, reader: LaneReader, begin: Iterable[int] = ()) -> None:
         marks = reader.unwritten()
         for mark in marks:
+            if mark.settled != self.marks[mark.lane].settled:
+                self.deaths[mark.lane] = 0
             self.marks[mark.lane] = mark
-            self.deaths[mark.lane] = 0
         for lane in begin:
             self.deaths[lane] += 1
         reader.written(marks)

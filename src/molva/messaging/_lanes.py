@@ -16,7 +16,8 @@ still being worked on.
 A message can kill the process that works on it, and what is only counted in memory dies
 with it: the message would come for ever, and kill each time. So ``deaths`` is written down
 with each watermark: how many consumers in a row have handed over a message of the lane and
-neither moved the watermark nor let go of the lane in an orderly way. A consumer counts
+neither settled its first one nor let go of the lane in an orderly way. (A watermark that
+moves over messages of other lanes proves nothing.) A consumer counts
 itself in before its first hand-over, not when it takes the lane: one that dies without
 having handed over anything (a restart loop, an idle lane) proves nothing against the
 message that happens to be next. The first message behind the watermark is the one that
@@ -108,6 +109,7 @@ class _Lane:
     watermark: int
     settled: int
     written: int  # the watermark as it was last written down
+    settled_written: int  # and how many messages it said were settled
     open: dict[int, int] = field(default_factory=dict)  # offset to turn: not yet settled
     delivered: deque[int] = field(default_factory=deque)  # above the watermark, ascending
     # (offset, due, turn, attempt) of what is to come again: a heap. By offset, because
@@ -182,6 +184,7 @@ class LaneReader:
             offset,
             watermark.settled,
             written=offset,
+            settled_written=watermark.settled,
             deaths=deaths,
             careful=CAREFUL_MESSAGES if deaths >= _CAREFUL_DEATHS else 0,
         )
@@ -403,12 +406,15 @@ class LaneReader:
         ]
 
     def written(self, watermarks: Iterable[Watermark]) -> None:
-        """Take note that these were written down, with no deaths."""
+        """Take note that these were written down, with no deaths where more is settled."""
         for watermark in watermarks:
             lane = self._lanes.get(watermark.lane)
             if lane is None:
                 continue
             lane.written = watermark.offset
+            if watermark.settled == lane.settled_written:
+                continue
+            lane.settled_written = watermark.settled
             lane.deaths = 0
             if lane.careful:
                 # Each message of a careful lane is counted, not just the first.

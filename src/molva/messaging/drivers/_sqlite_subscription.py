@@ -583,11 +583,12 @@ class SQLiteSubscription(SQLiteSide):
             def work(connection: apsw.Connection) -> None:
                 connection.executemany(
                     """
-                    UPDATE watermark SET offset = ?, settled = ?, deaths = 0
+                    UPDATE watermark
+                    SET offset = ?, settled = ?, deaths = CASE settled WHEN ? THEN deaths ELSE 0 END
                     WHERE subscription_id = ? AND lane = ? AND offset < ?
                     """,
                     # Never back: a lane that was handed over may be further by now.
-                    ((w.offset, w.settled, own, w.lane, w.offset) for w in watermarks),
+                    ((w.offset, w.settled, w.settled, own, w.lane, w.offset) for w in watermarks),
                 )
                 lane_is = "WHERE subscription_id = ? AND lane = ?"
                 connection.executemany(
