@@ -27,15 +27,18 @@ _CAREFUL = 3  # messages, so that a lane is often trusted again
 class LaneReaderMachine(RuleBasedStateMachine):
     """One consumer over a log, its disk, and what a model says it may do."""
 
-    @initialize(max_open=st.integers(1, 6))
-    def begin(self, max_open: int) -> None:
+    @initialize(
+        max_open=st.integers(1, 6),
+        deaths=st.lists(st.integers(0, 3), min_size=_LANES, max_size=_LANES),
+    )
+    def begin(self, max_open: int, deaths: list[int]) -> None:
         self.patch = mock.patch.object(_lanes, "CAREFUL_MESSAGES", _CAREFUL)
         self.patch.start()
         self.max_open = max_open
         self.reader = LaneReader(max_open=max_open)
         self.log: list[int] = []  # the lane of each offset, from 1
         self.disk = {lane: Watermark(lane, 0, 0) for lane in range(_LANES)}
-        self.deaths = dict.fromkeys(range(_LANES), 0)  # on disk
+        self.deaths = dict(enumerate(deaths))  # on disk
         self.counted: set[int] = set()  # lanes whose deaths this ownership has raised
         self.careful: dict[int, int] = {}  # lane to messages that are still to settle
         self.unwritten: set[int] = set()  # careful lanes that settled since they were written
@@ -234,12 +237,15 @@ class LaneReaderMachine(RuleBasedStateMachine):
             self.reader.disown(lane)
             self._lose(lane)
 
-    @rule()
-    def crash(self) -> None:
+    @rule(others=st.lists(st.integers(0, _LANES - 1), max_size=6))
+    def crash(self, others: list[int]) -> None:
+        """Die, as others do that had a lane before it comes back."""
         owned = self.reader.lanes
         for lane in owned:
             self.reader.disown(lane)
             self._lose(lane)
+        for lane in others:
+            self.deaths[lane] += 1
         for lane in owned:
             self._own(lane)
 
@@ -272,7 +278,12 @@ class LaneReaderMachine(RuleBasedStateMachine):
         """Whatever happened, a consumer that goes on settles everything, in order."""
         if not hasattr(self, "reader"):
             return
-        self.patch.stop()
+        try:
+            self._settle_everything()
+        finally:
+            self.patch.stop()
+
+    def _settle_everything(self) -> None:
         for lane in range(_LANES):
             self.own(lane)
             self.reader.stay(lane)
