@@ -444,6 +444,27 @@ def test_a_careful_lane_is_trusted_again_after_enough_messages() -> None:
     assert len(disk._read(reader, reader.next_scan, 100)) == 50
 
 
+def test_of_careful_lanes_one_message_comes_again_at_a_time() -> None:
+    disk = _Disk([0, 1], poison=0)
+    reader = LaneReader(max_open=100)
+    for lane in (0, 1):
+        reader.own(Watermark(lane, 0, 0), deaths=2)
+    for _ in range(2):
+        [token] = disk._read(reader, reader.next_careful_scan, 1)
+        reader.give_back(token, due=0.0, attempt=token.attempt + 1)
+
+    [first] = reader.due(0.0, 10)
+    assert reader.due(0.0, 10) == []
+    assert reader.next_due() is None
+    reader.settle(first)
+    reader.advance()
+    assert reader.due(0.0, 10) == [], "the first is not written down"
+    disk._write(reader)
+    [second] = reader.due(0.0, 10)
+
+    assert [(t.lane, t.attempt) for t in (first, second)] == [(0, 4), (1, 4)]
+
+
 def test_a_careful_lane_holds_up_no_other() -> None:
     disk = _Disk([0, 1, 0, 1, 0, 1], poison=0)
     reader = LaneReader(max_open=100)

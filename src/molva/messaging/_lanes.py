@@ -17,11 +17,11 @@ A message can kill the process that works on it, and what is only counted in mem
 with it: the message would come for ever, and kill each time. So ``deaths`` is written down
 with each watermark: how many consumers in a row have handed over a message of the lane and
 neither settled its first one nor let go of the lane in an orderly way. (A watermark that
-moves over messages of other lanes proves nothing.) A consumer counts
-itself in before its first hand-over, not when it takes the lane: one that dies without
-having handed over anything (a restart loop, an idle lane) proves nothing against the
-message that happens to be next. The first message behind the watermark is the one that
-all of them handed over, and so the count is its attempt.
+moves over messages of other lanes proves nothing.) A consumer counts itself in before its
+first hand-over, not when it takes the lane: one that dies without having handed over
+anything (a restart loop, an idle lane) proves nothing against the message that happens to
+be next. The first message behind the watermark is the one that all of them handed over,
+and so the count is its attempt.
 
 Where two consumers in a row died so, a lane is read *carefully*: of all careful lanes
 together one message is open at a time, and it is counted, and what was settled before it is
@@ -313,6 +313,7 @@ class LaneReader:
         limit = min(limit, self.room)
         tokens: list[LaneToken] = []
         for number, lane in self._lanes.items():
+            # A careful lane has one such message at most, since that one holds it up.
             if lane.leaving or (lane.careful and not self._may_take_care()):
                 continue
             while lane.nacked and lane.nacked[0][1] <= now and len(tokens) < limit:
@@ -320,8 +321,6 @@ class LaneReader:
                 lane.open[offset] = turn
                 self._open += 1
                 tokens.append(LaneToken(number, lane.epoch, offset, turn, attempt))
-                if lane.careful:
-                    break
         return tokens
 
     def next_due(self) -> float | None:
