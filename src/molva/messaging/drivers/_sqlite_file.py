@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any, Final, cast, final
 from zlib import crc32
 
@@ -312,7 +313,7 @@ class QueueFile:
         url, options = self._url, self._options
         if url.topic is None:
             raise InvalidURLError(f"{url}: names no topic; add ?topic=ratings")
-        with translated():
+        with translated(self.path):
             row = self._topic_row()
             if row is None:
                 if url.create == "never":
@@ -351,7 +352,7 @@ class QueueFile:
         url = self._url
         if url.queue is None:
             raise InvalidURLError(f"{url}: names no queue; add ?queue=mails")
-        with translated():
+        with translated(self.path):
             row = self._queue_row()
             if row is None:
                 if url.create == "never":
@@ -388,7 +389,7 @@ class QueueFile:
         url = self._url
         if url.subscription is None:
             raise InvalidURLError(f"{url}: names no subscription; add &subscription=process")
-        with translated():
+        with translated(self.path):
             found = self._subscription_id(topic_id)
             if found is None:
                 if url.create == "never":
@@ -507,18 +508,24 @@ class SQLiteSide:
 
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Tell the caller what to do about SQLite's errors."""
+def translated(path: str | Path) -> Iterator[None]:
+    """Tell the caller what to do about SQLite's errors; ``path``: the queue file."""
     try:
         yield
     except BrokenFileError as error:
         raise BrokenBrokerError(str(error)) from error
     except SQLiteFileError as error:
         raise UnavailableError(str(error)) from error
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise IncompatibleBrokerError(
+            f"{path}: the queue is damaged ({error}); restore it from a copy"
+        ) from error
     except apsw.Error as error:
-        raise UnavailableError(f"the queue file cannot be read ({error})") from error
+        raise UnavailableError(f"{path}: the queue cannot be used now ({error})") from error
     except OSError as error:
-        raise UnavailableError(f"the queue's folder cannot be used ({error})") from error
+        raise UnavailableError(
+            f"{path}: the queue's folder cannot be used now ({error})"
+        ) from error
 
 
 @contextlib.contextmanager

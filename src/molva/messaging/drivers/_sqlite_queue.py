@@ -121,7 +121,7 @@ class SQLiteQueue:
 
     async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
         """Store messages in one commit, in their order."""
-        with translated():
+        with translated(self._path):
             stored = await self._writer.write(
                 lambda connection: self._store(connection, messages), durable=True
             )
@@ -192,7 +192,7 @@ class SQLiteQueue:
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
-        with translated():
+        with translated(self._path):
             if self._members is None:
                 self._members = Members(self._folder, f"q{self._queue_id}")
             deadline = self._clock.monotonic() + wait
@@ -294,7 +294,7 @@ class SQLiteQueue:
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs, all of them in one commit."""
-        with translated():
+        with translated(self._path):
             outcomes = await self._writer.write(
                 lambda connection: self._settle(connection, settlements), durable=False
             )
@@ -350,12 +350,12 @@ class SQLiteQueue:
                 outcomes.append(Outcome.LEASE_LOST if lost else Outcome.EXTENDED)
             return outcomes
 
-        with translated():
+        with translated(self._path):
             return await self._writer.write(work, durable=False)
 
     async def flush(self) -> None:
         """Wait for the fsync of all that was settled."""
-        with translated():
+        with translated(self._path):
             await self._writer.write(self._touch, durable=True)
 
     def _touch(self, connection: apsw.Connection) -> None:
@@ -369,7 +369,7 @@ class SQLiteQueue:
     async def stat(self) -> QueueStat:
         """Return what the queue holds."""
         now_us = self._now_us()
-        with translated():
+        with translated(self._path):
             [(pending, dead, dropped)] = select(
                 self._reads,
                 "SELECT stored - settled, dead, dropped FROM queue WHERE queue_id = ?",
@@ -399,7 +399,7 @@ class SQLiteQueue:
             FROM {self._table}
         """
         now_us = self._now_us()
-        with translated():
+        with translated(self._path):
             rows = select(
                 self._reads, f"{sql} WHERE state = 0 ORDER BY {self._order} LIMIT ?", (limit,)
             )
@@ -421,7 +421,7 @@ class SQLiteQueue:
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters, oldest first."""
-        with translated():
+        with translated(self._path):
             return self._dead.look(self._reads, limit)
 
     async def replay(self, ids: Collection[bytes] | None, limit: int) -> int:
@@ -440,7 +440,7 @@ class SQLiteQueue:
             self._dead.forget(connection, [row[0] for row in rows])
             return len(rows)
 
-        with translated():
+        with translated(self._path):
             replayed = await self._writer.write(work, durable=True)
         self._wake()
         return replayed
@@ -457,12 +457,12 @@ class SQLiteQueue:
             self._note_gone(connection, number)
             return number
 
-        with translated():
+        with translated(self._path):
             return await self._writer.write(work, durable=True)
 
     async def close(self) -> None:
         """Give back what is held, release the file."""
-        with translated():
+        with translated(self._path):
             try:
                 if self._held and not self._writer.broken:
                     sql = f"UPDATE {self._table} SET state = 0, attempt = attempt - 1 "

@@ -113,7 +113,7 @@ class SQLiteSubscription(SQLiteSide):
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
-        with translated():
+        with translated(self._path):
             deadline = self._clock.monotonic() + wait
             while True:
                 self._writer.check()
@@ -146,11 +146,11 @@ class SQLiteSubscription(SQLiteSide):
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs; dead letters are stored before this returns."""
         reader = self._reader
-        with translated():
+        with translated(self._path):
             self._writer.check()
         rejected = [s for s in settlements if s.action is Action.REJECT]
         if rejected:
-            with translated():
+            with translated(self._path):
                 await self._bury(rejected)
         was_full = reader.room == 0
         now = self._clock.monotonic()
@@ -163,12 +163,12 @@ class SQLiteSubscription(SQLiteSide):
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters of this subscription, oldest first."""
-        with translated():
+        with translated(self._path):
             return self._dead.look(self._reads, limit)
 
     async def stat(self) -> SubscriptionStat:
         """Return what waits."""
-        with translated():
+        with translated(self._path):
             found = self._stat(self._clock).subscriptions.get(self._subscription)
         if found is None:
             raise self._removed()
@@ -184,7 +184,7 @@ class SQLiteSubscription(SQLiteSide):
 
     async def flush(self) -> None:
         """Write the watermarks, and wait for the fsync of all that was written before."""
-        with translated():
+        with translated(self._path):
             self._writer.check()
             await self._write_watermarks(durable=True)
 
@@ -222,7 +222,7 @@ class SQLiteSubscription(SQLiteSide):
             self._dead.forget(connection, [row[0] for row in rows])
             return len(rows)
 
-        with translated():
+        with translated(self._path):
             replayed = await self._write(work, durable=True)
         self._woken.set()
         self._waker.wake()
@@ -230,7 +230,7 @@ class SQLiteSubscription(SQLiteSide):
 
     async def purge(self, *, dead: bool) -> int:
         """Settle all that waits, or delete all dead letters."""
-        with translated():
+        with translated(self._path):
             if dead:
                 return await self._write(self._dead.forget_all, durable=True)
             self._next_share = self._clock.monotonic()
@@ -277,7 +277,7 @@ class SQLiteSubscription(SQLiteSide):
         """
         found: list[Peeked] = []
         own = (self._subscription_id, self._subscription_id)
-        with translated():
+        with translated(self._path):
             for row in self._reads.execute(sql, own):
                 lane, offset, *message, stored_at_us = cast("tuple[Any, ...]", row)
                 state = self._reader.state(lane, offset)
@@ -299,7 +299,7 @@ class SQLiteSubscription(SQLiteSide):
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
-        with translated():
+        with translated(self._path):
             try:
                 if not self._writer.broken:
                     await self._write_watermarks(let_go=self._reader.lanes)

@@ -129,7 +129,7 @@ _TRIM_INTERVAL: Final = 1.0
 async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteTopic":
     """Open the sending side of the topic that the URL names."""
     options = FileOptions(url)
-    with QueueFile(url, options) as file, translated():
+    with QueueFile(url, options) as file, translated(file.path):
         topic_id, lanes = file.find_topic(clock)
         on_loop = commit_on_loop(str(file.path.parent), options.commit)
         return SQLiteTopic(
@@ -148,7 +148,7 @@ async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteT
 async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteSubscription":
     """Open one consumer of the subscription that the URL names."""
     options = FileOptions(url)
-    with QueueFile(url, options) as file, translated():
+    with QueueFile(url, options) as file, translated(file.path):
         topic_id, lanes = file.find_topic(clock)
         subscription_id = file.find_subscription(topic_id, clock)
         # See "Design": what a consumer writes needs no fsync.
@@ -172,7 +172,7 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
 async def open_queue(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteQueue":
     """Open both ends of the queue that the URL names."""
     options = FileOptions(url)
-    with QueueFile(url, options) as file, translated():
+    with QueueFile(url, options) as file, translated(file.path):
         queue_id, discipline = file.find_queue(clock)
         shift_after_boot(file.connection, clock)
         on_loop = commit_on_loop(str(file.path.parent), options.commit)
@@ -221,7 +221,7 @@ class SQLiteTopic(SQLiteSide):
 
     async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
         """Store messages in one commit, in their order."""
-        with translated():
+        with translated(self._path):
             stored = await self._writer.write(lambda connection: self._store(connection, messages))
         if stored:
             self._waker.wake()
@@ -231,18 +231,18 @@ class SQLiteTopic(SQLiteSide):
 
     async def stat(self) -> TopicStat:
         """Return what the topic holds."""
-        with translated():
+        with translated(self._path):
             return self._stat(self._clock)
 
     async def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters of a subscription, oldest first."""
-        with translated():
+        with translated(self._path):
             dead = self._dead_letters_of(subscription)
             return [] if dead is None else dead.look(self._reads, limit)
 
     async def remove_subscription(self, subscription: str) -> bool:
         """Remove a subscription that nobody consumes."""
-        with translated():
+        with translated(self._path):
             dead = self._dead_letters_of(subscription)
             if dead is None:
                 return False

@@ -195,8 +195,10 @@ class SQLiteLedger:
     def _check_usable(self) -> None:
         if self._closed:
             raise LedgerError(f"{self._path}: the ledger is closed")
-        if self._writer.broken:
-            raise LedgerBrokenError(f"{self._path}: was given up after an I/O error")
+        try:
+            self._writer.check()
+        except BrokenFileError as error:
+            raise LedgerBrokenError(str(error)) from error
 
     async def _translated(self, write: Awaitable[T]) -> T:
         try:
