@@ -33,6 +33,7 @@ from molva._base.sqlite_file import (
     probe_fsync,
     transaction,
 )
+from molva._base.sqlite_mark import Mark
 
 __all__ = [
     "BrokenFileError",
@@ -98,7 +99,10 @@ class SQLiteWriter:
         self._marker = error_marker(path)
         self._broken: BaseException | None = None
         self._durable: bool | None = None
-        connection.set_wal_hook(self._copy_wal)
+        # Whether commits are synced, as the connection was opened: 2 is FULL.
+        self._synced = connection.pragma("synchronous") == 2
+        self._mark = Mark(path)
+        connection.set_wal_hook(self._committed)
 
     @property
     def broken(self) -> bool:
@@ -137,7 +141,7 @@ class SQLiteWriter:
             try:
                 if durable is not None and durable is not self._durable:
                     self._connection.pragma("synchronous", "full" if durable else "normal")
-                    self._durable = durable
+                    self._durable = self._synced = durable
                 if self._on_loop:
                     try:
                         return self._transact(work)
@@ -165,14 +169,19 @@ class SQLiteWriter:
             # the file next copies it, from its beginning.
             with contextlib.suppress(apsw.IOError, apsw.FullError, apsw.CantOpenError):
                 self._connection.close(self._broken is not None)
+            self._mark.close()
 
-    def _copy_wal(self, connection: apsw.Connection, _database: str, pages: int) -> int:
-        """Copy the WAL back into the file when it is long; called after each commit.
+    def _committed(self, connection: apsw.Connection, _database: str, pages: int) -> int:
+        """Note what is safe; copy the WAL back into the file when it is long.
+
+        Called after each commit, with the number of frames in the WAL.
 
         SQLite's own automatic copy hides its errors. The commit stands whatever happens
         here, but an I/O error while copying is one like any other: the next write finds
         the file broken.
         """
+        if self._synced:
+            self._mark.write(pages)
         if pages >= CHECKPOINT_PAGES:
             try:
                 connection.wal_checkpoint()

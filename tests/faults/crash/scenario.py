@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 from molva._base import sqlite_writer
 from molva._base.clock import ManualClock
+from molva._base.sqlite_mark import Mark, mark_file
 from molva.messaging import (
     Action,
     Message,
@@ -19,7 +20,7 @@ from molva.messaging import (
 )
 from molva.ratings.ledger import Ledger, open_ledger
 from molva.ratings.rating import Rating, Submission
-from tests.faults.crash.disk import Disk
+from tests.faults.crash.disk import Disk, Operation
 
 __all__ = ["POISON", "RATINGS", "apply", "message", "opened", "record", "submission", "topic_url"]
 
@@ -33,8 +34,16 @@ async def record(folder: Path) -> Disk:
     """Run the scenario on a recording disk."""
     disk = Disk()
     clock = ManualClock()
+
+    def put(mark: Mark, content: bytes) -> None:
+        # Written past the VFS, and never synced.
+        disk.log.append(Operation("write", Path(mark_file(mark._path)).name, 0, content))
+
     # Short, so that the WAL is copied back several times on the way.
-    with patch.object(sqlite_writer, "CHECKPOINT_PAGES", 12):
+    with (
+        patch.object(sqlite_writer, "CHECKPOINT_PAGES", 12),
+        patch.object(Mark, "_put", put),
+    ):
         async with opened(folder, clock, disk.vfs_name) as (subscription, queue, ledger):
             url = topic_url(folder, disk.vfs_name)
             async with await open_topic(url, clock=clock) as topic:

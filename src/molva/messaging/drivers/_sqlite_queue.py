@@ -27,6 +27,7 @@ from molva.messaging.drivers._sqlite_file import (
     QUEUE_CAPABILITIES,
     DeadLetters,
     checksum_of,
+    facts,
     headers_text,
     message_of,
     one,
@@ -34,6 +35,7 @@ from molva.messaging.drivers._sqlite_file import (
     translated,
 )
 from molva.messaging.drivers._sqlite_members import Members, Waker, lanes_folder
+from molva.messaging.errors import IncompatibleBrokerError
 from molva.messaging.message import Message
 
 __all__ = ["SQLiteQueue", "shift_after_boot"]
@@ -82,7 +84,7 @@ class SQLiteQueue:
         self._drops_oldest = drops_oldest
         self.lease: Final = lease
         self._clock = clock
-        self._dead = DeadLetters("queue_id", queue_id, f"queue {name}")
+        self._dead = DeadLetters(path, "queue_id", queue_id, f"queue {name}")
         self._folder = lanes_folder(path)
         self._waker = Waker(self._folder)
         # Made when this end first receives: a sender needs no pipe.
@@ -157,7 +159,9 @@ class SQLiteQueue:
                     m.body,
                     m.priority,
                     m.ttl,
-                    checksum_of(m.id, m.key, headers, m.body),
+                    checksum_of(
+                        m.id, m.key, headers, m.body, facts(offset, m.priority, now_us, m.ttl, None)
+                    ),
                     now_us,
                     _DELAYED if m.delay else _READY,
                     ticks + round(m.delay * 1e6) if m.delay else 0,
@@ -234,7 +238,7 @@ class SQLiteQueue:
             self._held[offset] = turn + 1
             found.append(
                 RawDelivery(
-                    message_of(self._at(offset), *message),
+                    self._message_of(offset, *message, stored_at_us),
                     attempt + 1,
                     (offset, turn + 1),
                     stored_at_us,
@@ -256,13 +260,20 @@ class SQLiteQueue:
 
     def _check(self, rows: list[tuple[Any, ...]]) -> None:
         """Cut off what stands behind a damaged row; raise where it is the first."""
-        for place, row in enumerate(rows):
-            id_, key, headers, body, checksum = row[3:8]
-            if checksum != checksum_of(id_, key, headers, body):
+        for place, (offset, _, _, *message) in enumerate(rows):
+            try:
+                self._message_of(offset, *message)
+            except IncompatibleBrokerError:
                 if place == 0:
-                    message_of(self._at(row[0]), id_, key, headers, body, checksum)
+                    raise
                 del rows[place:]
                 return
+
+    def _message_of(self, offset: int, *row: Any) -> Message:
+        id_, key, headers, body, checksum, ttl, priority, stored_at_us = row
+        more = facts(offset, priority, stored_at_us, ttl, None)
+        place = self._at(offset)
+        return message_of(place, id_, key, headers, body, checksum, ttl, priority, more=more)
 
     def _abandon(self, claiming: "asyncio.Future[list[tuple[Any, ...]]]") -> None:
         if claiming.cancelled() or claiming.exception() is not None or self._closed:
@@ -411,7 +422,7 @@ class SQLiteQueue:
         names = {_READY: "ready", _HELD: "held", _DELAYED: "delayed"}
         return [
             Peeked(
-                message_of(self._at(row[0]), *row[1:8]),
+                self._message_of(row[0], *row[1:8], row[10]),
                 cast(Any, names[row[8]]),
                 row[9],
                 row[10],

@@ -28,10 +28,12 @@ from molva.messaging.drivers._sqlite_file import (
     DeadLetters,
     SQLiteSide,
     checksum_of,
+    facts,
     message_of,
     one,
     select,
     translated,
+    watermark_sum,
 )
 from molva.messaging.drivers._sqlite_members import Members, Waker
 from molva.messaging.errors import IncompatibleBrokerError, InUseError, TopicNotFoundError
@@ -82,7 +84,7 @@ class SQLiteSubscription(SQLiteSide):
         self._waker = waker
         self._subscription = subscription
         self._dead = DeadLetters(
-            "subscription_id", subscription_id, f"topic {topic}, subscription {subscription}"
+            path, "subscription_id", subscription_id, f"topic {topic}, subscription {subscription}"
         )
         self._log = SeldomLog(_logger, clock)
         self._reader = reader
@@ -204,7 +206,7 @@ class SQLiteSubscription(SQLiteSide):
                 (
                     (
                         offset,
-                        lane_of(key, id_, self._lanes),
+                        lane := lane_of(key, id_, self._lanes),
                         id_,
                         key,
                         headers,
@@ -212,7 +214,13 @@ class SQLiteSubscription(SQLiteSide):
                         now_us,
                         ttl,
                         self._subscription_id,
-                        checksum_of(id_, key, headers, body),
+                        checksum_of(
+                            id_,
+                            key,
+                            headers,
+                            body,
+                            facts(offset, lane, now_us, ttl, self._subscription_id),
+                        ),
                     )
                     for offset, (_, id_, key, headers, body, ttl, _p) in enumerate(
                         rows, last - len(rows) + 1
@@ -267,8 +275,8 @@ class SQLiteSubscription(SQLiteSide):
     async def peek(self, limit: int) -> list[Peeked]:
         """Return what stands above the watermarks, oldest first."""
         sql = f"""
-            SELECT m.lane, m.offset, m.id, m.key, m.headers, m.body, m.checksum, m.ttl,
-                   m.stored_at_us
+            SELECT m.offset, m.lane, m.id, m.key, m.headers, m.body, m.checksum, m.ttl,
+                   m.stored_at_us, m.only_for
             FROM {self._table} m JOIN watermark w ON w.lane = m.lane AND w.subscription_id = ?
             WHERE m.offset > (SELECT min(offset) FROM watermark WHERE subscription_id = ?)
               AND m.offset > w.offset
@@ -279,16 +287,16 @@ class SQLiteSubscription(SQLiteSide):
         own = (self._subscription_id, self._subscription_id)
         with translated(self._path):
             for row in self._reads.execute(sql, own):
-                lane, offset, *message, stored_at_us = cast("tuple[Any, ...]", row)
+                offset, lane, *_, stored_at_us, _ = cast("tuple[Any, ...]", row)
                 state = self._reader.state(lane, offset)
                 if state == "settled":
                     continue
                 if len(found) == limit:
                     break
                 attempts = 0 if state == "ready" else 1
-                found.append(
-                    Peeked(message_of(self._at(offset), *message), state, attempts, stored_at_us)
-                )
+                message = self._message_of_row(row)
+                assert message is not None, "the query leaves out what is not ours"
+                found.append(Peeked(message, state, attempts, stored_at_us))
         return found
 
     async def close(self) -> None:
@@ -345,14 +353,22 @@ class SQLiteSubscription(SQLiteSide):
         # Only now that it is ours: its last owner wrote this before it let go.
         row = self._reads.execute(
             """
-            SELECT offset, settled, deaths FROM watermark WHERE subscription_id = ? AND lane = ?
+            SELECT offset, settled, deaths, sum FROM watermark
+            WHERE subscription_id = ? AND lane = ?
             """,
             (self._subscription_id, lane),
         ).fetchone()
         if row is None:
             self._members.free_lane(lane)
             raise self._removed()
-        offset, settled, deaths = cast("tuple[int, int, int]", row)
+        offset, settled, deaths, sum_ = cast("tuple[int, int, int, int]", row)
+        if sum_ != watermark_sum(offset, settled, deaths):
+            self._members.free_lane(lane)
+            raise IncompatibleBrokerError(
+                f"{self._path}: how far subscription {self._subscription!r} has read in lane "
+                f"{lane} is damaged: the disk or another program changed it; restore the file "
+                "from a copy, or remove the subscription and read all that is kept anew"
+            )
         self._reader.own(Watermark(lane, offset, settled), deaths=deaths)
         if self._reader.careful([lane]):
             self._log.warning(
@@ -391,16 +407,16 @@ class SQLiteSubscription(SQLiteSide):
         for token in tokens:
             row = self._reads.execute(self._select_one, (token.offset,)).fetchone()
             assert row is not None, "an unsettled message is never deleted"
-            *message, stored_at_us, _ = cast("tuple[Any, ...]", row)[2:]
             try:
-                again = message_of(self._at(token.offset), *message)
+                again = self._message_of_row(cast("tuple[Any, ...]", row))
             except IncompatibleBrokerError:
                 for late in tokens[len(found) :]:
                     self._reader.give_back(late, due=now, attempt=late.attempt)
                 if not found:
                     raise
                 break
-            found.append(RawDelivery(again, token.attempt, token, stored_at_us))
+            assert again is not None, "what is of others only was never handed over"
+            found.append(RawDelivery(again, token.attempt, token, row[8]))
         return found
 
     def _take_new(
@@ -441,12 +457,13 @@ class SQLiteSubscription(SQLiteSide):
 
     def _message_of_row(self, row: tuple[Any, ...]) -> Message | None:
         """Return the message of a row; None where it is of another subscription only."""
-        offset, _, id_, key, headers, body, checksum, ttl, _, only_for = row
-        if only_for is not None and only_for != self._subscription_id:
-            return None
-        if headers is None and ttl is None and checksum == checksum_of(id_, key, None, body):
+        offset, lane, id_, key, headers, body, checksum, ttl, stored_at_us, only_for = row
+        more = facts(offset, lane, stored_at_us, ttl, only_for)
+        plain = headers is None and ttl is None and only_for is None  # most are
+        if plain and checksum == checksum_of(id_, key, None, body, more):
             return Message(body, id_, key)
-        return message_of(self._at(offset), id_, key, headers, body, checksum, ttl)
+        message = message_of(self._at(offset), id_, key, headers, body, checksum, ttl, more=more)
+        return None if only_for not in (None, self._subscription_id) else message
 
     def _at(self, offset: int) -> str:
         return f"{self._path}: message {offset} of topic {self._topic!r}"
@@ -461,6 +478,14 @@ class SQLiteSubscription(SQLiteSide):
                 return [], scan.after
         if scan.lanes == self._all_lanes:
             rows = select(self._reads, self._select_all, (scan.after, upto, limit))
+            expected = min(limit, upto - scan.after)
+            if len(rows) < expected or (rows and rows[-1][0] - scan.after != len(rows)):
+                # Offsets are dense, and all lanes are ours.
+                raise IncompatibleBrokerError(
+                    f"{self._path}: topic {self._topic!r} is damaged: behind message "
+                    f"{scan.after:,} some are missing, so the disk or another program changed "
+                    "the file; restore it from a copy"
+                )
         else:
             rows = select(self._reads, self._select_some, (scan.after, upto, scan.lanes, limit))
         return rows, rows[-1][0] if len(rows) == limit else upto

@@ -100,6 +100,7 @@ from molva.messaging.drivers._sqlite_file import (
     QueueFile,
     SQLiteSide,
     checksum_of,
+    facts,
     headers_text,
     one,
     translated,
@@ -296,7 +297,7 @@ class SQLiteTopic(SQLiteSide):
         self, last: int, messages: Sequence[Message]
     ) -> Iterator[tuple[int, int, bytes, str | None, str | None, bytes, int, float | None, int]]:
         now_us = self._clock.now_us()
-        lanes = self._lanes
+        lanes, pack = self._lanes, facts
         last_key, lane = None, 0
         for offset, message in enumerate(messages, last + 1):
             key = message.key
@@ -314,7 +315,7 @@ class SQLiteTopic(SQLiteSide):
                 body,
                 now_us,
                 message.ttl,
-                checksum_of(id_, key, headers, body),
+                checksum_of(id_, key, headers, body, pack(offset, lane, now_us, message.ttl, None)),
             )
 
     def _room(self, connection: apsw.Connection, last: int, wanted: int) -> int:
