@@ -362,7 +362,7 @@ class SQLiteSubscription(SQLiteSide):
             self._members.free_lane(lane)
             raise self._removed()
         offset, settled, deaths, sum_ = cast("tuple[int, int, int, int]", row)
-        if sum_ != watermark_sum(offset, settled, deaths):
+        if None in row or sum_ != watermark_sum(offset, settled, deaths):
             self._members.free_lane(lane)
             raise IncompatibleBrokerError(
                 f"{self._path}: how far subscription {self._subscription!r} has read in lane "

@@ -267,7 +267,7 @@ class SQLiteLedger:
             raise LedgerError(f"{self._path}: cannot be read ({error})") from error
         except LedgerError as error:
             raise type(error)(f"{self._path}: {error}") from error
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError, LookupError, AssertionError) as error:
             # A row that must be there is not, or is another.
             raise LedgerError(
                 f"{self._path}: the ledger contradicts itself ({error}); see 'molva verify' and "
@@ -289,7 +289,7 @@ class SQLiteLedger:
                     yield difference
         except apsw.Error as error:
             raise LedgerError(f"{self._path}: cannot be read ({error})") from error
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError, LookupError, AssertionError) as error:
             # Rows of other types than were ever written: nothing can be folded from them.
             problem = f"the ledger is damaged ({error}); restore it from a copy"
             raise LedgerError(f"{self._path}: {problem}") from error
