@@ -17,8 +17,8 @@ from molva.messaging import (
 
 
 async def test_an_option_of_another_driver_is_called_that() -> None:
-    with pytest.raises(InvalidURLError, match=r"'lanes' is one of sqlite:// for a topic"):
-        await open_topic("memory://x?topic=t&lanes=4")
+    with pytest.raises(InvalidURLError, match=r"'vfs' is one of sqlite:// for a topic"):
+        await open_topic("memory://x?topic=t&vfs=unix")
 
 
 async def test_an_option_of_the_other_kind_is_called_that(tmp_path: object) -> None:
