@@ -8,7 +8,6 @@ tree from what they cover, and takes nothing from a derived table.
 Memory grows with items and with corrections, not with ratings.
 """
 
-import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -90,7 +89,7 @@ class _Entry(NamedTuple):
         """Return whether all of it is as it was written."""
         try:
             return self.checksum in (None, entry_checksum(self[:-1]))
-        except struct.error:
+        except OverflowError:
             return False  # a value of another type or size than was ever written
 
 

@@ -174,13 +174,17 @@ EntryRow = tuple[
 
 
 def entry_checksum(row: EntryRow) -> int:
-    """Return what is stored beside an entry to find a flipped bit: SQLite looks for none."""
+    """Return what is stored beside an entry to find a flipped bit: SQLite looks for none.
+
+    Raises:
+        OverflowError: A value is beyond 64 bits, or no integer: SQLite would refuse it too.
+    """
     (
         key, id_, kind, rate, item_key, item_position, item_sum,
         campaign_position, campaign_sum, target_key, text_hash, accepted_at_us, applied_at_us,
     ) = row  # fmt: skip
-    return crc32(
-        _ENTRY.pack(
+    try:
+        packed = _ENTRY.pack(
             key,
             id_ or b"",
             kind,
@@ -195,7 +199,9 @@ def entry_checksum(row: EntryRow) -> int:
             accepted_at_us,
             applied_at_us,
         )
-    )
+    except struct.error as error:
+        raise OverflowError(f"{row!r:.200} cannot be stored: {error}") from error
+    return crc32(packed)
 
 
 _decode: Final = msgspec.json.Decoder(dict[int, int]).decode
