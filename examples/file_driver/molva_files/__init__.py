@@ -7,6 +7,10 @@ URL:
         Folders inside the folder.
     ``lease``
         Seconds a consumer may hold a message before it comes back. Default 30.
+    ``start``
+        ``latest``: a subscription begins with what comes next.
+    ``sync``
+        ``yes`` (default) or ``no``, which survives no power cut and is quicker.
 
 Delivery:
     At least once, oldest first. Survives kill and power: a send returns after the fsync
@@ -26,13 +30,14 @@ Design:
     would be half of this file.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from molva.messaging import InvalidURLError, QueueNotFoundError, TopicNotFoundError
 from molva.messaging.driver import Capabilities, Clock
-from molva.messaging.url import BrokerURL, positive_number
+from molva.messaging.url import BrokerURL, one_of, positive_number
 from molva_files.box import Box, FilesConsumer, FilesQueue, FilesTopic
 
 __all__ = [
@@ -45,8 +50,10 @@ __all__ = [
     "open_topic",
 ]
 
-QUEUE_OPTIONS: Final = ("lease",)
-TOPIC_OPTIONS: Final = ("lease",)
+QUEUE_OPTIONS: Final = ("lease", "sync")
+TOPIC_OPTIONS: Final = ("lease", "start", "sync")
+_START: Final = one_of("earliest", "latest")
+_SYNC: Final = one_of("yes", "no")
 QUEUE_CAPABILITIES: Final = Capabilities(
     delivery="at-least-once",
     ordering="in-process",
@@ -77,30 +84,31 @@ async def open_queue(url: BrokerURL, *, clock: Clock) -> FilesQueue:
     folder = _root(url) / "queues" / quote(url.queue or "", safe="")
     if url.create == "never" and not folder.exists():
         raise QueueNotFoundError(f"files: no queue {url.queue!r}, and create=never was asked")
-    box = Box(folder, f"queue {url.queue}", clock)
-    return FilesQueue(box, _lease(url), QUEUE_CAPABILITIES)
+    box = Box(folder, f"queue {url.queue}", clock, durable=_durable(url))
+    return FilesQueue(box, _lease(url), _as_opened(url, QUEUE_CAPABILITIES))
 
 
 async def open_topic(url: BrokerURL, *, clock: Clock) -> FilesTopic:
     """Open the sending side of a topic."""
-    return FilesTopic(_topic(url), url.topic or "", clock, TOPIC_CAPABILITIES)
+    return FilesTopic(_topic(url), url.topic or "", clock, _as_opened(url, TOPIC_CAPABILITIES))
 
 
 async def open_subscription(url: BrokerURL, *, clock: Clock) -> FilesConsumer:
     """Open one consumer of a subscription."""
     topic, name = _topic(url), url.subscription or ""
-    if url.options.get("start") == "earliest":
-        raise InvalidURLError("files: start=earliest is refused; only what comes next is kept")
     folder = topic / quote(name, safe="")
     if url.create == "never" and not folder.exists():
         raise TopicNotFoundError(f"files: no subscription {name!r}, and create=never was asked")
-    box = Box(folder, f"topic {url.topic}, subscription {name}", clock)
-    return FilesConsumer(box, _lease(url), TOPIC_CAPABILITIES)
+    origin = f"topic {url.topic}, subscription {name}"
+    box = Box(folder, origin, clock, durable=_durable(url))
+    return FilesConsumer(box, _lease(url), _as_opened(url, TOPIC_CAPABILITIES))
 
 
 def _topic(url: BrokerURL) -> Path:
     url.check_driver_options(TOPIC_OPTIONS)
-    _lease(url)
+    # Either side refuses what the other would. That a subscription cannot begin with the
+    # earliest is refused above us, by what TOPIC_CAPABILITIES say of starts.
+    _lease(url), _durable(url), url.option("start", _START, "latest")
     if url.topic is None:
         raise InvalidURLError(f"{url}: names no topic; add ?topic=ratings")
     folder = _root(url) / "topics" / quote(url.topic, safe="")
@@ -108,6 +116,14 @@ def _topic(url: BrokerURL) -> Path:
         raise TopicNotFoundError(f"files: no topic {url.topic!r}, and create=never was asked")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _as_opened(url: BrokerURL, best: Capabilities) -> Capabilities:
+    return best if _durable(url) else dataclasses.replace(best, survives=frozenset({"kill"}))
+
+
+def _durable(url: BrokerURL) -> bool:
+    return url.option("sync", _SYNC, "yes") == "yes"
 
 
 def _root(url: BrokerURL) -> Path:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from molva.messaging import DeadLetter, Message, Peeked, QueueStat, SubscriptionStat, TopicStat
 from molva.messaging.driver import (
@@ -40,9 +40,10 @@ _count = itertools.count()
 class Box:
     """What waits in one queue or subscription, in a folder."""
 
-    def __init__(self, folder: Path, origin: str, clock: Clock) -> None:
+    def __init__(self, folder: Path, origin: str, clock: Clock, *, durable: bool) -> None:
         self.origin = origin
         self.clock = clock
+        self.durable = durable
         self.tmp, self.ready, self.held, self.dead = (
             folder / part for part in ("tmp", "ready", "held", "dead")
         )
@@ -52,8 +53,12 @@ class Box:
     def write(self, message: Message, name: str, **more: object) -> Path:
         """Write a file that nobody looks at yet, and that is not on the disk yet."""
         head = {
-            "id": message.id.hex(), "key": message.key, "headers": dict(message.headers),
-            "priority": message.priority, "ttl": message.ttl, **more,
+            "id": message.id.hex(),
+            "key": message.key,
+            "headers": dict(message.headers),
+            "priority": message.priority,
+            "ttl": message.ttl,
+            **more,
         }
         path = self.tmp / name
         path.write_bytes(json.dumps(head).encode() + b"\n" + message.body)
@@ -62,6 +67,15 @@ class Box:
     def place(self, message: Message) -> str:
         """Return the name under which a message of now is stored, after all before it."""
         return f"{self.clock.now_us():016x}-{next(_count):08x}-{message.id.hex()}"
+
+    def sync(self, *paths: Path) -> None:
+        """Return when these files, or the names in these folders, outlive a power cut."""
+        for path in paths if self.durable else ():
+            file = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
 
     def take_back(self) -> None:
         """Make ready what consumers hold whose lease has run out."""
@@ -88,15 +102,16 @@ class FilesConsumer:
         # Where what we hold lies. A token that is not here, or whose file is not there any
         # more, was settled or lost.
         self._held: dict[Token, Path] = {}
+        self._closed = False
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages, oldest first."""
         deadline = self._box.clock.monotonic() + wait
         while True:
             # Without an await, so that nobody can cancel it half way.
-            found = self._take(limit)
+            found = [] if self._closed else self._take(limit)
             left = deadline - self._box.clock.monotonic()
-            if found or left <= 0:
+            if found or left <= 0 or self._closed:
                 return found
             await self._box.clock.sleep(min(_LOOK, left))
 
@@ -122,7 +137,7 @@ class FilesConsumer:
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs."""
         done = [self._settle(settlement) for settlement in settlements]
-        sync(self._box.held, self._box.ready, self._box.dead)
+        self._box.sync(self._box.held, self._box.ready, self._box.dead)
         return [Outcome.SETTLED if each else Outcome.LEASE_LOST for each in done]
 
     def _settle(self, settlement: Settlement) -> bool:
@@ -143,7 +158,7 @@ class FilesConsumer:
         why = {"reason": settlement.reason, "attempts": settlement.attempt}
         died = {"died_at_us": self._box.clock.now_us()}
         written = self._box.write(message, place, **why, **died)
-        sync(written)
+        self._box.sync(written)
         written.rename(self._box.dead / place)
         return remove(ours)
 
@@ -182,7 +197,7 @@ class FilesConsumer:
         for place in sorted(os.listdir(self._box.dead)):
             if done < limit and (wanted is None or place.rpartition("-")[2] in wanted):
                 done += move(self._box.dead / place, self._box.ready / f"{place}.{0:016}.1")
-        sync(self._box.ready, self._box.dead)
+        self._box.sync(self._box.ready, self._box.dead)
         return done
 
     async def purge(self, *, dead: bool) -> int:
@@ -213,7 +228,8 @@ class FilesConsumer:
         return None
 
     async def close(self) -> None:
-        """Give back what is held."""
+        """Give back what is held, and end a receive that waits."""
+        self._closed = True
         await self.settle_batch(
             [
                 Settlement(token, Action.RETURN, attempt=int(path.name.split(".")[2]))
@@ -260,32 +276,31 @@ class FilesTopic:
         self.capabilities = capabilities
         self._folder, self._name, self._clock = folder, name, clock
 
-    def _boxes(self) -> list[Box]:
-        return [Box(folder, "", self._clock) for folder in self._folder.iterdir()]
+    def _box(self, folder: Path) -> Box:
+        origin = f"topic {self._name}, subscription {unquote(folder.name)}"
+        durable = "power" in self.capabilities.survives
+        return Box(folder, origin, self._clock, durable=durable)
 
     async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
         """Store messages in their order, for each subscription that there is."""
-        boxes = self._boxes()
+        boxes = [self._box(folder) for folder in self._folder.iterdir()]
         return send(boxes[0], boxes, messages) if boxes else [Outcome.STORED] * len(messages)
 
     async def stat(self) -> TopicStat | None:
         """Nobody counts a topic: see its capabilities."""
         return None
 
-    def _box(self, subscription: str) -> Path:
-        return self._folder / quote(subscription, safe="")
-
     async def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
         """Return dead letters of a subscription, oldest first."""
-        folder = self._box(subscription)
+        folder = self._folder / quote(subscription, safe="")
         if not folder.exists():
             return []
-        box = Box(folder, f"topic {self._name}, subscription {subscription}", self._clock)
-        return await FilesConsumer(box, 0.0, self.capabilities).dead_letters(limit)
+        consumer = FilesConsumer(self._box(folder), 0.0, self.capabilities)
+        return await consumer.dead_letters(limit)
 
     async def remove_subscription(self, subscription: str) -> bool:
         """Remove a subscription and what waits in it."""
-        folder = self._box(subscription)
+        folder = self._folder / quote(subscription, safe="")
         if not folder.exists():
             return False
         folder.rename(gone := self._folder.parent / f".{uuid.uuid4().hex}")
@@ -302,12 +317,12 @@ def send(first: Box, boxes: Sequence[Box], messages: Sequence[Message]) -> list[
     for message in messages:
         visible = first.clock.now_us() + int(message.delay * 1e6) if message.delay else 0
         written.append(first.write(message, f"{first.place(message)}.{visible:016}.1"))
-    sync(*written)  # all that they hold, before any of them is seen
+    first.sync(*written)  # all that they hold, before any of them is seen
     for path in written:
         for box in boxes:
             os.link(path, box.ready / path.name)
         path.unlink()
-    sync(*(box.ready for box in boxes))
+    first.sync(*(box.ready for box in boxes))
     return [Outcome.STORED] * len(messages)
 
 
@@ -340,16 +355,6 @@ def remove(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def sync(*paths: Path) -> None:
-    """Return when these files, or the names in these folders, outlive a power cut."""
-    for path in paths:
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
 
 
 def _remove_tree(folder: Path) -> None:

@@ -284,7 +284,7 @@ class Harness(ABC):
         found = sum(times - 1 for times in Counter(got).values())
         self.duplicates[why] += found
         assert found <= most, (
-            f"{found} duplicates after a {why}; {most} are within what is declared"
+            f"duplicates beyond what is declared, after {why}: {found}, and at most {most}"
         )
 
 
