@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva._base.redaction import redact
@@ -33,7 +33,7 @@ __all__ = [
     "survives",
 ]
 
-# The names that every deployment uses inside its broker.
+# The names that a deployment uses inside its broker, unless the URL names another topic.
 TOPIC: Final = "ratings"
 SUBSCRIPTION: Final = "process"
 
@@ -56,7 +56,8 @@ class Deployment:
     """Where a deployment keeps what.
 
     Attributes:
-        broker: Base URL of the broker, without a topic.
+        broker: URL of the broker. Where several deployments share one, each names a topic
+            of its own in it (``?topic=``); without one it is ``ratings``.
         ledger: URL of the ledger.
         catalog: URL of the catalog.
         clock: Where time comes from.
@@ -86,18 +87,24 @@ class Deployment:
             return f"sqlite://{quote(str(folder.absolute() / name))}"
 
         broker = broker or default("queue.db")
-        if capacity is not None and "capacity=" not in broker.partition("?")[2]:
+        if capacity is not None and not _says(broker, "capacity"):
             broker = with_options(broker, capacity=str(capacity))
         return cls(broker, ledger or default("ledger.db"), catalog or default("catalog.db"))
 
     async def open_topic(self) -> Topic:
         """Open where accepted ratings go."""
-        return await open_topic(with_options(self.broker, topic=TOPIC), clock=self.clock)
+        return await open_topic(self._topic_url, clock=self.clock)
 
     async def open_subscription(self) -> Subscription:
         """Open where workers take ratings from."""
-        url = with_options(self.broker, topic=TOPIC, subscription=SUBSCRIPTION)
+        url = with_options(self._topic_url, subscription=SUBSCRIPTION)
         return await open_subscription(url, clock=self.clock)
+
+    @property
+    def _topic_url(self) -> str:
+        return (
+            self.broker if _says(self.broker, "topic") else with_options(self.broker, topic=TOPIC)
+        )
 
     async def open_ledger(self) -> Ledger:
         """Open where ratings are counted."""
@@ -106,6 +113,10 @@ class Deployment:
     async def open_catalog(self) -> Catalog:
         """Open where campaigns are kept."""
         return await open_catalog(self.catalog)
+
+
+def _says(url: str, option: str) -> bool:
+    return any(name == option for name, _ in parse_qsl(url.partition("?")[2]))
 
 
 def survives(topic: Topic, ledger: Ledger, *, asked: Iterable[str] = ()) -> list[str]:
