@@ -4,6 +4,7 @@ The broker holds ratings in flight, the ledger those that are counted, the catal
 campaigns. Nothing else is shared between the processes of a deployment.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from molva.messaging import (
     Capabilities,
     Subscription,
     Topic,
+    UnsupportedFeatureError,
     open_subscription,
     open_topic,
     with_options,
@@ -60,12 +62,16 @@ class Deployment:
             of its own in it (``?topic=``); without one it is ``ratings``.
         ledger: URL of the ledger.
         catalog: URL of the catalog.
+        capacity: How many ratings may wait, unless the broker's URL says so; None for any
+            number. Where the broker cannot bound them, whoever sends has to: see
+            ``ratings.admission``.
         clock: Where time comes from.
     """
 
     broker: str
     ledger: str
     catalog: str
+    capacity: int | None = None
     clock: Clock = SYSTEM_CLOCK
 
     @classmethod
@@ -80,20 +86,28 @@ class Deployment:
     ) -> "Deployment":
         """Return the embedded defaults in ``folder``, with those URLs that are given instead.
 
-        ``capacity``: how many ratings may wait, unless the broker's URL says so itself.
+        ``capacity``: how many ratings may wait, unless the broker's URL says so itself;
+        None lets them wait without bound.
         """
 
         def default(name: str) -> str:
             return f"sqlite://{quote(str(folder.absolute() / name))}"
 
-        broker = broker or default("queue.db")
-        if capacity is not None and not _says(broker, "capacity"):
-            broker = with_options(broker, capacity=str(capacity))
-        return cls(broker, ledger or default("ledger.db"), catalog or default("catalog.db"))
+        return cls(
+            broker or default("queue.db"),
+            ledger or default("ledger.db"),
+            catalog or default("catalog.db"),
+            capacity,
+        )
 
     async def open_topic(self) -> Topic:
-        """Open where accepted ratings go."""
-        return await open_topic(self._topic_url, clock=self.clock)
+        """Open where accepted ratings go, bounded by the broker itself where it can."""
+        url = self._topic_url
+        if self.capacity is not None and not _says(url, "capacity"):
+            bounded = with_options(url, capacity=str(self.capacity))
+            with contextlib.suppress(UnsupportedFeatureError):
+                return await open_topic(bounded, clock=self.clock)
+        return await open_topic(url, clock=self.clock)
 
     async def open_subscription(self) -> Subscription:
         """Open where workers take ratings from."""
