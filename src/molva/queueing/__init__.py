@@ -1,0 +1,28 @@
+"""Queueing: how a station A/B/n/q behaves under load, before it is built.
+
+``Model`` reads the notation, ``analyse`` computes the steady state and says by which road
+and from which source. Importing this loads neither numpy nor scipy; what is computed
+numerically does, when it is asked for.
+"""
+
+from molva.queueing.errors import (
+    MissingLibraryError,
+    ModelError,
+    NoAnalysisError,
+    NotationError,
+    ParameterError,
+    TraceError,
+    UnstableError,
+)
+from molva.queueing.model import Model
+
+__all__ = [
+    "MissingLibraryError",
+    "Model",
+    "ModelError",
+    "NoAnalysisError",
+    "NotationError",
+    "ParameterError",
+    "TraceError",
+    "UnstableError",
+]
