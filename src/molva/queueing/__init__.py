@@ -5,6 +5,7 @@ and from which source. Importing this loads neither numpy nor scipy; what is com
 numerically does, when it is asked for.
 """
 
+from molva.queueing.analytic import METHODS, analyse, erlang_b, erlang_c, load_at_loss
 from molva.queueing.errors import (
     MissingLibraryError,
     ModelError,
@@ -15,14 +16,22 @@ from molva.queueing.errors import (
     UnstableError,
 )
 from molva.queueing.model import Model
+from molva.queueing.result import Flow, SteadyState
 
 __all__ = [
+    "METHODS",
+    "Flow",
     "MissingLibraryError",
     "Model",
     "ModelError",
     "NoAnalysisError",
     "NotationError",
     "ParameterError",
+    "SteadyState",
     "TraceError",
     "UnstableError",
+    "analyse",
+    "erlang_b",
+    "erlang_c",
+    "load_at_loss",
 ]
