@@ -5,7 +5,15 @@ and from which source. Importing this loads neither numpy nor scipy; what is com
 numerically does, when it is asked for.
 """
 
-from molva.queueing.analytic import METHODS, analyse, erlang_b, erlang_c, load_at_loss
+from molva.queueing.analytic import (
+    METHODS,
+    Course,
+    analyse,
+    course,
+    erlang_b,
+    erlang_c,
+    load_at_loss,
+)
 from molva.queueing.errors import (
     MissingLibraryError,
     ModelError,
@@ -20,6 +28,7 @@ from molva.queueing.result import Flow, SteadyState
 
 __all__ = [
     "METHODS",
+    "Course",
     "Flow",
     "MissingLibraryError",
     "Model",
@@ -31,6 +40,7 @@ __all__ = [
     "TraceError",
     "UnstableError",
     "analyse",
+    "course",
     "erlang_b",
     "erlang_c",
     "load_at_loss",

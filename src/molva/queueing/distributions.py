@@ -286,8 +286,12 @@ class LogNormal:
         return 0.5 * math.erfc((centre - math.log(t)) / (self.sigma * math.sqrt(2)))
 
     def lst(self, s: complex) -> complex:
-        times, weights = _lognormal_nodes(float(self.mean), self.sigma)
+        times, weights = self.nodes()
         return complex(weights @ _numpy().exp(-s * times))
+
+    def nodes(self) -> "tuple[Samples, Samples]":
+        """Return times and weights whose sums are its expectations, for smooth functions."""
+        return _lognormal_nodes(float(self.mean), self.sigma)
 
     def sample(self, generator: "np.random.Generator", size: int) -> "Samples":
         centre = math.log(float(self.mean)) - self.sigma**2 / 2
@@ -475,8 +479,13 @@ class Trace:
         return sum(value <= t for value in self.values) / len(self.values)
 
     def lst(self, s: complex) -> complex:
-        numpy = _numpy()
-        return complex(numpy.exp(-s * numpy.asarray(self.values)).mean())
+        times, weights = self.nodes()
+        return complex(weights @ _numpy().exp(-s * times))
+
+    def nodes(self) -> "tuple[Samples, Samples]":
+        """Return its different times and how often each stands in the file."""
+        times, counts = _numpy().unique(_numpy().asarray(self.values), return_counts=True)
+        return times, counts / len(self.values)
 
     def sample(self, generator: "np.random.Generator", size: int) -> "Samples":
         return generator.choice(_numpy().asarray(self.values), size)

@@ -18,6 +18,7 @@ __all__ = [
     "NUMERICAL",
     "Flow",
     "Multiset",
+    "Shifted",
     "SteadyState",
     "Tail",
     "TimeLaw",
@@ -130,6 +131,28 @@ class Multiset:
         # In fractions: 0.9 of 10 values are 9, which the double 0.9 misses.
         wanted = math.ceil(Fraction(repr(share)) * len(self.values))
         return float(self.values[max(wanted, 1) - 1])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """``law``, later by a constant: the time in system where every service takes the same.
+
+    Attributes:
+        law: What is shifted.
+        by: Seconds.
+    """
+
+    law: TimeLaw
+    by: float
+
+    def tail(self, t: float) -> float:
+        """Return P(T > t)."""
+        return self.law.tail(t - self.by) if t >= self.by else 1.0
+
+    def percentile(self, share: float) -> float:
+        """Return the smallest t with P(T ≤ t) ≥ share."""
+        return self.law.percentile(share) + self.by
 
 
 def _left_over(share: float) -> float:

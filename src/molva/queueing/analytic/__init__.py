@@ -2,5 +2,6 @@
 
 from molva.queueing.analytic.analyse import METHODS, analyse
 from molva.queueing.analytic.erlang import erlang_b, erlang_c, load_at_loss
+from molva.queueing.analytic.periodic import Course, course
 
-__all__ = ["METHODS", "analyse", "erlang_b", "erlang_c", "load_at_loss"]
+__all__ = ["METHODS", "Course", "analyse", "course", "erlang_b", "erlang_c", "load_at_loss"]

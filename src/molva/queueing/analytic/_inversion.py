@@ -12,9 +12,9 @@ from typing import Final
 
 __all__ = ["tail_by_inversion"]
 
-# e^−A is the error of the trapezoid rule, e^(A/2)·1e-16 that of rounding. At 23 both are 1e-10
+# e^−A is the error of the trapezoid rule, e^(A/2)·1e-16 that of rounding. At 24 both are 1e-10
 # and below; smaller, the first shows, larger, the second.
-_A: Final = 23.0
+_A: Final = 24.0
 
 # Terms summed plainly before those that are averaged with binomial weights. Fewer, and times
 # near a kink of the tail lose digits.

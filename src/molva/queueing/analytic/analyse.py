@@ -8,7 +8,18 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from molva.queueing.analytic import birth_death
+from molva.queueing.analytic import (
+    birth_death,
+    bulk_service,
+    constant_service,
+    finite_single_server,
+    insensitive,
+    periodic,
+    renewal_arrivals,
+    schedule,
+    single_server,
+    two_moments,
+)
 from molva.queueing.errors import NoAnalysisError
 from molva.queueing.model import Model
 from molva.queueing.result import SteadyState
@@ -24,7 +35,21 @@ class _Method(NamedTuple):
 
 
 _METHODS: Final = (
+    _Method(schedule.METHOD, "D/D/n/q", schedule.applies, schedule.solve),
     _Method(birth_death.METHOD, "M/M/n/q, M/M/inf", birth_death.applies, birth_death.solve),
+    _Method(insensitive.METHOD, "M/G/n, G/G/inf", insensitive.applies, insensitive.solve),
+    _Method(renewal_arrivals.METHOD, "G/M/n/inf", renewal_arrivals.applies, renewal_arrivals.solve),
+    _Method(constant_service.METHOD, "M/D/n/inf", constant_service.applies, constant_service.solve),
+    _Method(single_server.METHOD, "M/G/1/inf", single_server.applies, single_server.solve),
+    _Method(
+        finite_single_server.METHOD,
+        "M/G/1/q",
+        finite_single_server.applies,
+        finite_single_server.solve,
+    ),
+    _Method(bulk_service.METHOD, "M/bulk/1/q", bulk_service.applies, bulk_service.solve),
+    _Method(periodic.METHOD, "sin/M/inf, sin/M/n/q", periodic.applies, periodic.solve),
+    _Method(two_moments.METHOD, "G/G/n/q", two_moments.applies, two_moments.solve),
 )
 
 # Name of each method to the models that it is for, best road first.
@@ -56,7 +81,11 @@ def analyse(model: Model | str, *, method: str | None = None) -> SteadyState:
             return each.solve(model)
     if method is not None:
         raise NoAnalysisError(f"the method {method!r} is for {METHODS[method]}, not for {model}")
-    raise NoAnalysisError(f"no analysis here computes {model}; it can be simulated")
+    raise NoAnalysisError(f"no analysis computes {model}; known are {_known()}")
+
+
+def _known() -> str:
+    return ", ".join(METHODS.values())
 
 
 def _chosen(method: str | None) -> Iterator[_Method]:

@@ -19,7 +19,7 @@ from molva.queueing.errors import UnstableError
 from molva.queueing.model import Model, Renewal
 from molva.queueing.result import CLOSED_FORM, NUMERICAL, Flow, SteadyState, Tail, nothing_waits
 
-__all__ = ["METHOD", "applies", "geometric", "solve"]
+__all__ = ["METHOD", "applies", "geometric", "sojourn_tail", "solve"]
 
 METHOD: Final = "birth-death"
 _SOURCE: Final = (
@@ -101,7 +101,7 @@ def _all_can_wait(model: Model, n: int) -> SteadyState:
         mean_waiting=arrival * mean_wait,
         mean_in_system=arrival * mean_wait + a,
         wait=Tail(lambda t: waiting * math.exp(-drain * t), 1 / drain),
-        time_in_system=Tail(lambda t: _sojourn_tail(t, waiting, drain, service), 1 / service),
+        time_in_system=Tail(lambda t: sojourn_tail(t, waiting, drain, service), 1 / service),
         output=Flow(arrival, 1.0, 1.0, True),
     )
     rho = a / n
@@ -118,7 +118,7 @@ def _all_can_wait(model: Model, n: int) -> SteadyState:
     return state
 
 
-def _sojourn_tail(t: float, waiting: float, drain: float, service: float) -> float:
+def sojourn_tail(t: float, waiting: float, drain: float, service: float) -> float:
     """Return P(W + S > t), W exponential with rate ``drain`` where it is not 0."""
     # ∫ drain e^(−drain u) e^(−service (t−u)) du, whose closed form divides by the difference.
     difference = (drain - service) * t
