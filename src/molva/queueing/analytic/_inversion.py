@@ -24,7 +24,11 @@ _WEIGHTS: Final = [math.comb(_AVERAGED, k) / 2**_AVERAGED for k in range(_AVERAG
 
 
 def tail_by_inversion(
-    transform: Callable[[complex], complex], t: float, *, decay: float = 0.0
+    transform: Callable[[complex], complex],
+    t: float,
+    *,
+    decay: float = 0.0,
+    plain: int = _PLAIN,
 ) -> float:
     """Return f(t), t > 0, for a tail f that is smooth at t.
 
@@ -32,6 +36,8 @@ def tail_by_inversion(
         transform: The Laplace transform of f, defined for Re s > −decay.
         t: Seconds.
         decay: A rate at which f is known to fall at least, per second.
+        plain: Terms summed before the averaged ones. A tail with kinks needs more of them:
+            the error of those in its second derivative falls with the square of their number.
 
     Source:
         Abate and Whitt, "Numerical inversion of Laplace transforms of probability
@@ -40,8 +46,8 @@ def tail_by_inversion(
     half = _A / (2 * t)
     total = 0.5 * transform(complex(half - decay, 0.0)).real
     averaged = 0.0
-    for k in range(1, _PLAIN + _AVERAGED + 1):
+    for k in range(1, plain + _AVERAGED + 1):
         total += (-1) ** k * transform(complex(half - decay, k * math.pi / t)).real
-        if k >= _PLAIN:
-            averaged += _WEIGHTS[k - _PLAIN] * total
+        if k >= plain:
+            averaged += _WEIGHTS[k - plain] * total
     return (cmath.exp(_A / 2 - decay * t) * averaged / t).real

@@ -120,14 +120,12 @@ def _all_can_wait(model: Model, n: int) -> SteadyState:
 
 def sojourn_tail(t: float, waiting: float, drain: float, service: float) -> float:
     """Return P(W + S > t), W exponential with rate ``drain`` where it is not 0."""
-    # ∫ drain e^(−drain u) e^(−service (t−u)) du, whose closed form divides by the difference.
-    difference = (drain - service) * t
-    shared = drain * t * (-math.expm1(-difference) / difference if abs(difference) > 1e-8 else 1.0)
-    if difference < -700:  # e^(−difference) alone would overflow
-        slow = drain * math.exp(-drain * t) / (service - drain)
-        return waiting * (math.exp(-drain * t) + slow) + (1 - waiting) * math.exp(-service * t)
-    alone = math.exp(-service * t)
-    return waiting * (math.exp(-drain * t) + shared * alone) + (1 - waiting) * alone
+    # ∫ drain e^(−drain u) e^(−service (t−u)) du, the slower exponential taken out: what is left
+    # neither overflows nor, where the two rates meet, divides by nothing.
+    apart = abs(drain - service) * t
+    shared = -math.expm1(-apart) / apart if apart > 0 else 1.0
+    both = math.exp(-drain * t) + drain * t * math.exp(-min(drain, service) * t) * shared
+    return waiting * both + (1 - waiting) * math.exp(-service * t)
 
 
 def _last_come(

@@ -38,7 +38,7 @@ _SOURCE: Final = (
 # most are 64 MB an array, a second or two.
 _FEWEST_POINTS: Final = 2**10
 _MOST_POINTS: Final = 2**22
-_ENDED: Final = 1e-15
+_ENDED: Final = 1e-14
 
 # Angle times n below which differences are taken from their series.
 _NEAR: Final = 1.0

@@ -17,7 +17,7 @@ from molva.queueing.errors import UnstableError
 from molva.queueing.model import Model, Renewal
 from molva.queueing.result import NUMERICAL, Flow, SteadyState, Tail
 
-__all__ = ["METHOD", "applies", "solve"]
+__all__ = ["METHOD", "applies", "root", "solve"]
 
 METHOD: Final = "takacs"
 _SOURCE: Final = "Takács, Introduction to the Theory of Queues (1962), chapter 2"
@@ -90,6 +90,14 @@ def solve(model: Model) -> SteadyState:
         # Who is next changes nobody's chance to wait, nor the mean.
         return replace(state, mean_squared_wait=None, wait=None, time_in_system=None)
     return state
+
+
+def root(model: Model) -> float:
+    """Return σ: an arrival that waits finds one job more with this probability."""
+    assert isinstance(model.arrivals, Renewal)
+    assert model.servers is not None
+    rho = model.offered_load / model.servers
+    return 1 - _delta(model.arrivals.gap, rho, model.servers * model.service_rate)
 
 
 def _delta(gap: Distribution, rho: float, capacity: float) -> float:
