@@ -4,6 +4,7 @@ Exact methods stand before approximations, closed forms before numerical ones. `
 forces one, to compare two roads to one number.
 """
 
+import contextlib
 import difflib
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
@@ -20,11 +21,11 @@ from molva.queueing.analytic import (
     single_server,
     two_moments,
 )
-from molva.queueing.errors import NoAnalysisError
+from molva.queueing.errors import MissingLibraryError, NoAnalysisError
 from molva.queueing.model import Model
 from molva.queueing.result import SteadyState
 
-__all__ = ["METHODS", "analyse"]
+__all__ = ["METHODS", "analyse", "libraries_named"]
 
 
 class _Method(NamedTuple):
@@ -66,6 +67,7 @@ def analyse(model: Model | str, *, method: str | None = None) -> SteadyState:
     Raises:
         UnstableError: All can wait, and more arrives than can be served.
         NoAnalysisError: No method computes this model, or ``method`` does not.
+        MissingLibraryError: It is computed numerically, and the extra is not installed.
 
     Example:
         Two workers take 0.2 s a rating; eight ratings arrive each second.
@@ -78,10 +80,22 @@ def analyse(model: Model | str, *, method: str | None = None) -> SteadyState:
         model = Model.parse(model)
     for each in _chosen(method):
         if each.applies(model):
-            return each.solve(model)
+            with libraries_named():
+                return each.solve(model)
     if method is not None:
         raise NoAnalysisError(f"the method {method!r} is for {METHODS[method]}, not for {model}")
     raise NoAnalysisError(f"no analysis computes {model}; known are {_known()}")
+
+
+@contextlib.contextmanager
+def libraries_named() -> Iterator[None]:
+    """Say which extra to install where numpy or scipy is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("numpy", "scipy"):
+            raise
+        raise MissingLibraryError(error.name) from error
 
 
 def _known() -> str:

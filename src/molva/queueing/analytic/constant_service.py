@@ -40,6 +40,9 @@ _FEWEST_POINTS: Final = 2**10
 _MOST_POINTS: Final = 2**22
 _ENDED: Final = 1e-14
 
+# Share of the servers that is free, above which the unit circle is too close to the roots.
+_LIGHT: Final = 0.65
+
 # Angle times n below which differences are taken from their series.
 _NEAR: Final = 1.0
 
@@ -188,6 +191,8 @@ def _series(load: float, n: int, free: float, excess: float) -> "NDArray[np.floa
     import numpy
 
     ratio = 1 / (1 + excess)
+    if free > _LIGHT:
+        return _series_when_light(load, n, ratio)
     points = max(_FEWEST_POINTS, 1 << (8 * n).bit_length())
     while points <= _MOST_POINTS:
         step = 2 * math.pi / points
@@ -214,6 +219,24 @@ def _series(load: float, n: int, free: float, excess: float) -> "NDArray[np.floa
             return result
         points *= 4
     raise NoAnalysisError(f"{n} servers at this load need more than {_MOST_POINTS} points")
+
+
+def _series_when_light(load: float, n: int, ratio: float) -> "NDArray[np.float64]":
+    """Return the same, from the circle of radius 1/ρ, where |z⁻ⁿE[z^A]| is smallest.
+
+    With little load n roots crowd next to the unit circle, and its Fourier series hardly ends.
+    """
+    import numpy
+
+    radius = n / load
+    points = max(_FEWEST_POINTS, 1 << (8 * n).bit_length())
+    angle = (2 * math.pi / points) * numpy.arange(points)
+    exponent = load * (radius * numpy.exp(1j * angle) - 1) - 1j * n * angle
+    small = numpy.exp(exponent - n * math.log(radius))
+    coefficients = numpy.fft.fft(numpy.log1p(-small)).real[1 : points // 2] / points
+    k = numpy.arange(1.0, points // 2)
+    with_pole: NDArray[np.float64] = coefficients * radius**-k + ratio**k / k
+    return with_pole
 
 
 def _centred(index: "NDArray[np.int64]", points: int) -> "NDArray[np.int64]":
