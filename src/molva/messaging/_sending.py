@@ -62,7 +62,9 @@ class _SendingDriver(Protocol):
     @property
     def capacity(self) -> int | None: ...
 
-    async def send_batch(self, messages: Sequence[Message]) -> Sequence[Outcome | MessagingError]: ...
+    async def send_batch(
+        self, messages: Sequence[Message]
+    ) -> Sequence[Outcome | MessagingError]: ...
 
 
 class Sending(Opened):

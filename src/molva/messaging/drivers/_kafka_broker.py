@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar, final
 
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
     Consumer,
+    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -54,6 +54,9 @@ _LOADING: Final = (
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
 )
+# What Kafka's protocol calls the first and the next offset.
+_EARLIEST: Final = -2
+_LATEST: Final = -1
 # Errors that say more than the time-out which follows them, the most telling first.
 _TELLING: Final = (
     KafkaError._AUTHENTICATION,
@@ -91,7 +94,8 @@ class Broker:
         self.url: Final = url
         self.options: Final = options
         self._told: dict[int, KafkaError] = {}
-        self._admin = AdminClient({**options.connection, "error_cb": self._hear})
+        settings: dict[str, Any] = {**options.connection, "error_cb": self._hear}
+        self._admin = AdminClient(settings)
 
     @classmethod
     async def connect(cls, url: BrokerURL, options: KafkaOptions) -> "Broker":
@@ -128,11 +132,11 @@ class Broker:
         new = NewTopic(topic, partitions, replicas, config=dict(settings))
         try:
             await self._ask_one(self._admin.create_topics([new], request_timeout=_REQUEST))
-        except _KafkaFailure as failure:
+        except _RefusedError as failure:
             if failure.code != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
         async with asyncio.timeout(_READY):
-            while not await self.partitions(topic):
+            while not await self.partitions(topic):  # noqa: ASYNC110 - Kafka tells nobody
                 await asyncio.sleep(_LOOK)
 
     async def remove_topics(self, topics: Iterable[str]) -> None:
@@ -178,7 +182,8 @@ class Broker:
             topics: The number of partitions of each topic.
             earliest: Ask for where they begin.
         """
-        spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()
+        make: Any = OffsetSpec  # untyped, and no abstract class in truth
+        spec = make(_EARLIEST if earliest else _LATEST)
         asked = {
             TopicPartition(topic, partition): spec
             for topic, number in topics.items()
@@ -197,7 +202,7 @@ class Broker:
             found = await self._ask_coordinator(
                 lambda: self._admin.list_consumer_group_offsets(asked, request_timeout=_REQUEST)
             )
-        except _KafkaFailure as failure:
+        except _RefusedError as failure:
             if failure.code in _NO_GROUP:
                 return {}
             raise
@@ -209,13 +214,15 @@ class Broker:
 
     async def commit_first(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Write down where a new group begins, unless somebody consumes it already."""
-        at = [TopicPartition(topic, number, offset) for (topic, number), offset in positions.items()]
+        at = [
+            TopicPartition(topic, number, offset) for (topic, number), offset in positions.items()
+        ]
         asked = [ConsumerGroupTopicPartitions(group, at)]
         try:
             await self._ask_coordinator(
                 lambda: self._admin.alter_consumer_group_offsets(asked, request_timeout=_REQUEST)
             )
-        except _KafkaFailure as failure:
+        except _RefusedError as failure:
             if failure.code not in (KafkaError.NON_EMPTY_GROUP, KafkaError.UNKNOWN_MEMBER_ID):
                 raise
 
@@ -242,7 +249,7 @@ class Broker:
                     lambda: self._admin.delete_consumer_groups([group], request_timeout=_REQUEST)
                 )
                 return
-            except _KafkaFailure as failure:
+            except _RefusedError as failure:
                 if failure.code in _NO_GROUP:
                     return
                 if failure.code != KafkaError.NON_EMPTY_GROUP:
@@ -287,7 +294,8 @@ class Broker:
         found: list[Any] = []
         try:
             consumer.assign([TopicPartition(t, p, first) for (t, p), (first, _) in ranges.items()])
-            left = {at: limit for at in ranges}
+            # How many more to take of each; without a limit, as many as there are offsets.
+            left = {at: limit or end - first for at, (first, end) in ranges.items()}
             while left:
                 record = consumer.poll(_REQUEST)
                 if record is None:
@@ -295,18 +303,16 @@ class Broker:
                 at = (record.topic() or "", record.partition() or 0)
                 error = record.error()
                 if error is not None:
-                    if error.code() == KafkaError._PARTITION_EOF:
-                        left.pop(at, None)
-                        continue
-                    raise self._translated(KafkaException(error))
-                if at not in left:
-                    continue
-                end, rest = ranges[at][1], left[at]
-                if (record.offset() or 0) < end:
-                    found.append(record)
-                    left[at] = rest = None if rest is None else rest - 1
-                if (record.offset() or 0) >= end - 1 or rest == 0:
-                    del left[at]
+                    if error.code() != KafkaError._PARTITION_EOF:
+                        raise self._translated(KafkaException(error))
+                    left.pop(at, None)  # its last offsets hold no record
+                elif at in left:
+                    end, offset = ranges[at][1], record.offset() or 0
+                    if offset < end:
+                        found.append(record)
+                        left[at] -= 1
+                    if offset >= end - 1 or not left[at]:
+                        del left[at]
         finally:
             consumer.close()
         return found
@@ -321,7 +327,7 @@ class Broker:
         while True:
             try:
                 return await self._ask_one(ask())
-            except _KafkaFailure as failure:
+            except _RefusedError as failure:
                 late = asyncio.get_running_loop().time() >= deadline
                 if failure.code not in _LOADING or late:
                     raise
@@ -342,13 +348,17 @@ class Broker:
 
     def _translated(self, error: KafkaException) -> MessagingError:
         told: KafkaError = error.args[0]
-        if told.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._TIMED_OUT_QUEUE):
+        if told.code() in (
+            KafkaError._TIMED_OUT,
+            KafkaError._TRANSPORT,
+            KafkaError._TIMED_OUT_QUEUE,
+        ):
             told = next((self._told[code] for code in _TELLING if code in self._told), told)
         return explained(self.url, told, self.options)
 
 
 @final
-class _KafkaFailure(UnavailableError):
+class _RefusedError(UnavailableError):
     """A broker refused; ``code`` says why, for whoever asked."""
 
     def __init__(self, problem: str, code: int) -> None:
@@ -378,6 +388,4 @@ def explained(url: BrokerURL, error: KafkaError, options: KafkaOptions) -> Messa
     if code in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
         return IncompatibleBrokerError(f"{url}: {text}; Kafka 2.4 or newer is needed")
     hint = _HINTS.get(code)
-    return _KafkaFailure(f"{url}: {error.name()}: {text}" + (f"; {hint}" if hint else ""), code)
-
-
+    return _RefusedError(f"{url}: {error.name()}: {text}" + (f"; {hint}" if hint else ""), code)

@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol, final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-__all__ = ["FENCED", "Position", "Poller", "PollerEvents"]
+__all__ = ["FENCED", "Poller", "PollerEvents", "Position"]
 
 _logger: Final = logging.getLogger("molva.messaging")
 
@@ -129,9 +129,7 @@ class Poller:
     def stood_still(self) -> bool:
         """Whether this process stood still for longer than a session lasts."""
         seen_at = self._seen_at
-        return self._still or (
-            seen_at is not None and time.monotonic() - seen_at > self._session
-        )
+        return self._still or (seen_at is not None and time.monotonic() - seen_at > self._session)
 
     @stood_still.setter
     def stood_still(self, still: bool) -> None:

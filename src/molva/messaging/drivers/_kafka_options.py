@@ -200,8 +200,9 @@ class Names:
         own = f"{base}.{_part(subscription)}"
         if len(own) > _LONGEST:
             own = _DIGEST + sha256(own.encode()).hexdigest()
-        return cls(base, cls.groups_of(topic) + quote(subscription, safe=""), own + ".dead",
-                   own + ".retry")
+        return cls(
+            base, cls.groups_of(topic) + quote(subscription, safe=""), own + ".dead", own + ".retry"
+        )
 
     @staticmethod
     def groups_of(topic: str) -> str:
@@ -216,10 +217,7 @@ class Names:
 
 def _topic_name(name: str) -> str:
     legal = _LEGAL.fullmatch(name) and name not in (".", "..")
-    if legal and not name.startswith((_ESCAPED, _DIGEST)):
-        shown = name
-    else:
-        shown = _escape(name)
+    shown = name if legal and not name.startswith((_ESCAPED, _DIGEST)) else _escape(name)
     return shown if len(shown) <= 249 else _DIGEST + sha256(name.encode()).hexdigest()
 
 

@@ -71,7 +71,9 @@ class Publisher:
                 polled.stop()
             polled = self._polled = _Polled(self._config, self._loop, self._freed.set)
         batch = _Batch(len(records), self._loop.create_future())
-        produce, report = polled.producer.produce, polled.report
+        # As Any: its own types want headers that may also be text, in a list, which is invariant.
+        produce: Any = polled.producer.produce
+        report = polled.report
         failed = 0
         for place, (topic, key, value, headers) in enumerate(records):
             while True:

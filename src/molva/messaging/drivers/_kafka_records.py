@@ -1,4 +1,4 @@
-"""A message as a Kafka record, and back.
+r"""A message as a Kafka record, and back.
 
 What we write is marked: the header ``molva-id`` holds the message's 16 bytes, and only where
 it stands is any other ``molva-`` header ours. Nothing is guessed from a body. A message's own
@@ -8,7 +8,7 @@ with ``molva-``) travel together as JSON.
 
 A record without the mark is somebody else's, and is read as well as it can be: its id is made
 of where it stands, so that it is the same at each hand-over; a key or header that is not
-UTF-8 has its odd bytes shown as ``\\xff``; a record without a value (a tombstone) has an empty
+UTF-8 has its odd bytes shown as ``\xff``; a record without a value (a tombstone) has an empty
 body and the header ``kafka-tombstone``.
 """
 
@@ -156,9 +156,7 @@ def dead_letter_of(record: Any, origin: str) -> DeadLetter:
     headers: Headers = record.headers() or []
     last = dict(headers)
     key = last.get(_KEY)
-    message = _our_message(
-        record.value() or b"", None if key is None else key.decode(), headers
-    )
+    message = _our_message(record.value() or b"", None if key is None else key.decode(), headers)
     return DeadLetter(
         message,
         _text(last.get(_REASON)),

@@ -353,8 +353,9 @@ class KafkaSubscription:
         try:
             await self._commit(let_go=self._reader.lanes, timeout=_CLOSE)
         except UnavailableError as error:
-            self._log.warning("%s: positions are not committed, messages repeat: %s",
-                              self._broker.url, error)
+            self._log.warning(
+                "%s: positions are not committed, messages repeat: %s", self._broker.url, error
+            )
         await self._poller.close(timeout=_CLOSE)
         await self._publisher.close()
         self._broker.close()
@@ -558,9 +559,7 @@ class KafkaSubscription:
                 if error.args[0].code() in FENCED:
                     self._lose_all()
                     return True
-                raise explained(
-                    self._broker.url, error.args[0], self._broker.options
-                ) from error
+                raise explained(self._broker.url, error.args[0], self._broker.options) from error
             except TimeoutError as error:
                 raise UnavailableError(
                     f"{self._broker.url}: a commit was not answered within {timeout:g} s"

@@ -233,9 +233,7 @@ class KafkaTopic:
     async def send_batch(self, messages: Sequence[Message]) -> Sequence[Outcome | MessagingError]:
         """Store messages in their order; some may fail alone."""
         topic = self._topic
-        results = await self._publisher.publish(
-            [record_of(topic, message) for message in messages]
-        )
+        results = await self._publisher.publish([record_of(topic, message) for message in messages])
         if results.count(None) == len(results):
             return [Outcome.STORED] * len(results)
         return [
