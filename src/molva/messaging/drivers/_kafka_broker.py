@@ -54,6 +54,12 @@ _LOADING: Final = (
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
 )
+# What a partition answers that has only just been made, or whose leader has just gone.
+_LEADERLESS: Final = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.KAFKA_STORAGE_ERROR,
+)
 # What Kafka's protocol calls the first and the next offset.
 _EARLIEST: Final = -2
 _LATEST: Final = -1
@@ -189,11 +195,21 @@ class Broker:
             for topic, number in topics.items()
             for partition in range(number)
         }
-        futures = self._admin.list_offsets(asked, request_timeout=_REQUEST)
-        return {
-            (at.topic, at.partition): (await self._ask(future)).offset
-            for at, future in futures.items()
-        }
+        found: dict[tuple[str, int], int] = {}
+        deadline = asyncio.get_running_loop().time() + _REQUEST
+        while asked:
+            for at, future in self._admin.list_offsets(asked, request_timeout=_REQUEST).items():
+                try:
+                    found[at.topic, at.partition] = (await self._ask(future)).offset
+                except _RefusedError as refused:
+                    late = asyncio.get_running_loop().time() >= deadline
+                    if refused.code not in _LEADERLESS or late:
+                        raise
+                else:
+                    del asked[at]
+            if asked:
+                await asyncio.sleep(_LOOK)
+        return found
 
     async def committed(self, group: str) -> dict[tuple[str, int], int]:
         """Return the positions of a group; empty where there is no such group."""

@@ -225,20 +225,24 @@ class KafkaSubscription:
         rejected = [s for s in settlements if s.action is Action.REJECT]
         if rejected:
             await self._bury(rejected)
-        reader = self._reader
-        was_full = reader.room == 0
+        reader, partitions = self._reader, self._partitions
+        was_full, gives_back = reader.room == 0, False
         now = self._clock.monotonic()
         outcomes = []
         for settlement in settlements:
-            outcome = reader.apply(settlement, now=now)
-            if outcome is Outcome.SETTLED and not settlement.gives_back:
-                token = cast(LaneToken, settlement.token)
-                del self._partitions[token.lane].held[token.offset]
+            # As Any, and the usual case first: this is called for every message.
+            token: Any = settlement.token
+            if settlement.action is Action.ACK or not settlement.gives_back:
+                outcome = reader.settle(token)
+                if outcome is Outcome.SETTLED:
+                    del partitions[token.lane].held[token.offset]
+            else:
+                outcome, gives_back = reader.apply(settlement, now=now), True
             outcomes.append(outcome)
         self._note_settled()
         self._settled.set()
         # Anything may have waited for it: room, the lane, the next careful message.
-        if was_full or self._waiting or any(s.gives_back for s in settlements):
+        if was_full or self._waiting or gives_back:
             self._woken.set()
         return outcomes
 
