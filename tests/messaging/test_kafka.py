@@ -17,6 +17,7 @@ class KafkaHarness(Harness):
     # A rebalance: everybody has to be told by a heartbeat, some 0.2 s here, in two rounds.
     share_interval = 1.5
     settle_interval = 0.3
+    quiet = 0.5
     death_interval = 4.0
     lane_grace = 3.0
     ack_orders = 4

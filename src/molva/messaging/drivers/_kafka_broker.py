@@ -123,9 +123,7 @@ class Broker:
         """Return (partition, replicas) of each partition; None where there is no topic."""
         try:
             found = await self._ask_one(
-                self._admin.describe_topics(
-                    TopicCollection([topic]), request_timeout=_FIRST_REQUEST
-                )
+                self._admin.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST)
             )
         except TopicNotFoundError:
             return None

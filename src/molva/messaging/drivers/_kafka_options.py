@@ -176,7 +176,9 @@ class KafkaOptions:
             # How soon a consumer hears that another one came or went.
             "heartbeat.interval.ms": min(500, round(self.session * 100)),
             "allow.auto.create.topics": False,
-            "fetch.wait.max.ms": 500,
+            # What is there is sent at once. But a lane that is owned while the brokers wait
+            # for news of the others joins them in the next round: so these are short.
+            "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 50,
             "fetch.queue.backoff.ms": 20,
             "queued.max.messages.kbytes": _RECEIVE_BUFFER_KBYTES,

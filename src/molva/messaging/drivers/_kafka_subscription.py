@@ -47,6 +47,9 @@ _COMMIT_TIMEOUT: Final = 5.0
 # Seconds that closing waits for its last commit, and for the group to be left.
 _CLOSE: Final = 3.0
 
+# Seconds that an open waits for lanes after it has joined without any.
+_SECOND_ROUND: Final = 1.0
+
 # Records, and bytes of them, that wait here to be handed over. Fewer, and a fast consumer
 # waits for the thread; more, and a slow one's memory grows.
 _MOST_WAITING: Final = 4_000
@@ -127,7 +130,15 @@ class KafkaSubscription:
 
         Who joins while others work on messages waits for them; that is no error.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         await asyncio.wait([self._poller.joined], timeout=timeout)
+        # The first round may give nothing: lanes come in the next one, once others have let
+        # go of them. Or there are more consumers than lanes.
+        deadline = min(deadline, loop.time() + _SECOND_ROUND)
+        while not self._partitions and self._refused is None and loop.time() < deadline:
+            self._woken.clear()
+            await self._wait(deadline - loop.time())
         if self._refused is not None:
             raise self._refused
 
