@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, NamedTuple, Protocol, final
 
+from molva._base.clock import Clock
 from molva.messaging.errors import MessagingError
 from molva.messaging.message import Message
 
@@ -24,6 +25,7 @@ __all__ = [
     "ALL_FEATURES",
     "Action",
     "Capabilities",
+    "Clock",
     "ConsumerDriver",
     "DeadLetter",
     "Outcome",
