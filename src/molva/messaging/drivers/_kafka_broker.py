@@ -46,7 +46,11 @@ _READY: Final = 10.0
 # Seconds for which a group that a consumer just left may still be told to have members.
 _LEAVING: Final = 2.0
 
-_MISSING: Final = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+_MISSING: Final = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+)
 _NO_GROUP: Final = (KafkaError.GROUP_ID_NOT_FOUND,)
 # What a coordinator answers that is about to know its groups: after a start, or a move.
 _LOADING: Final = (
@@ -358,6 +362,7 @@ class Broker:
             raise self._translated(error) from error
 
     def _hear(self, error: KafkaError) -> None:
+        """Remember what went wrong on the way."""
         self._told[error.code()] = error
 
     def _translated(self, error: KafkaException) -> MessagingError:
@@ -367,6 +372,7 @@ class Broker:
             KafkaError._TRANSPORT,
             KafkaError._TIMED_OUT_QUEUE,
         ):
+            self._admin.poll(0)  # now it says what it has heard meanwhile
             told = next((self._told[code] for code in _TELLING if code in self._told), told)
         return explained(self.url, told, self.options)
 

@@ -160,6 +160,8 @@ class KafkaOptions:
             "message.timeout.ms": round(self.timeout * 1_000),
             "request.timeout.ms": round(min(self.timeout, 30.0) * 1_000),
             "message.max.bytes": max_message_bytes,
+            # After so long a topic that brokers do not know is not one that is new to them.
+            "topic.metadata.propagation.max.ms": 3_000,
             "queue.buffering.max.kbytes": _SEND_BUFFER_KBYTES,
         }
 
