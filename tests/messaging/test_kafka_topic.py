@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, To
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from molva.messaging import (
+    Action,
     Delivery,
     ForkedError,
     LeaseLostError,
@@ -206,6 +207,49 @@ async def test_a_position_is_the_first_that_is_not_settled(h: KafkaHarness) -> N
     await asyncio.sleep(h.settle_interval)
 
     assert _position(h, "t").offset == 2
+
+
+async def test_what_retention_deleted_unread_is_an_error_in_the_log(
+    h: KafkaHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = await h.topic(lanes=1)
+    subscription = await h.subscription()
+    await topic.send_many(numbered(5))
+    [first] = await take(subscription, 1)
+    await first.ack()
+    await subscription.close()
+    admin = AdminClient(_servers(h))
+    [future] = admin.delete_records([TopicPartition(f"{h.prefix}t", 0, 3)]).values()
+    await asyncio.to_thread(future.result)
+
+    heir = await h.subscription()
+
+    assert bodies(await take(heir, 2)) == [b"4", b"5"]
+    assert "offsets 1 to 2 of partition 0 were not there any more" in caplog.text
+    stat = await heir.stat()
+    assert stat is not None
+    assert stat.pending == 2
+
+
+async def test_a_topic_that_was_made_anew_is_read_from_its_beginning(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=1), await h.subscription()
+    await topic.send_many(numbered(5))
+    await subscription.settle([(d, Action.ACK) for d in await take(subscription, 5)])
+    await subscription.close()
+    await topic.close()
+    admin = AdminClient(_servers(h))
+    [future] = admin.delete_topics([f"{h.prefix}t"]).values()
+    await asyncio.to_thread(future.result)
+    # Kafka removes a group's positions along with the topic; they may come back from a backup.
+    topic = await h.topic(lanes=1)
+    await topic.send_many(numbered(2))
+    consumer = Consumer({**_servers(h), "group.id": f"{h.prefix}t/s"})
+    consumer.commit(offsets=[TopicPartition(f"{h.prefix}t", 0, 5)], asynchronous=False)
+    consumer.close()
+
+    heir = await h.subscription()
+
+    assert bodies(await take(heir, 2)) == [b"1", b"2"]
 
 
 async def test_a_consumer_at_work_is_counted_beside_its_position(h: KafkaHarness) -> None:

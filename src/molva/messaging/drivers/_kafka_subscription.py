@@ -72,6 +72,7 @@ class _Partition:
     held: dict[int, tuple[Message, int]] = field(default_factory=dict)
     paused: bool = False
     read_to: int = -1
+    first: bool = True  # nothing was read of it yet
 
 
 @final
@@ -321,7 +322,7 @@ class KafkaSubscription:
         async with self._committing:
             self._reader.advance()
             before = {m.watermark.lane: m.watermark.offset + 1 for m in self._reader.marks()}
-            committed = await self._broker.committed(self._names.group)
+            committed = await self._broker.committed(self._names.group, topics)
             positions = [(topic, partition, end, "") for (topic, partition), end in ends.items()]
             await self._poller.seek(positions)
             number = 0
@@ -340,7 +341,7 @@ class KafkaSubscription:
         await self._commit()
         topics = {self._names.topic: self._number, self._names.retry: 1}
         ends, positions = await asyncio.gather(
-            self._broker.ends(topics), self._broker.committed(self._names.group)
+            self._broker.ends(topics), self._broker.committed(self._names.group, topics)
         )
         read = await self._broker.read(
             {at: (positions.get(at, 0), end) for at, end in ends.items()},
@@ -385,9 +386,9 @@ class KafkaSubscription:
             part = self._partitions.get(self._lane_of(record.topic(), record.partition()))
             if part is None:
                 continue  # it went while this was on its way
-            if offset <= part.read_to:
-                part = self._begin_anew(part, offset)
-            part.read_to = offset
+            if offset != part.read_to + 1:
+                part = self._look_at_gap(part, offset)
+            part.read_to, part.first = offset, False
             part.waiting.append(record)
             length = len(record)
             part.waiting_bytes += length
@@ -482,16 +483,30 @@ class KafkaSubscription:
         self._reader.own(Watermark(lane, begin, 0), deaths=deaths)
         return lane
 
-    def _begin_anew(self, part: _Partition, offset: int) -> _Partition:
-        """A partition went back: it lost its end, and nothing of it is known any more."""
-        _logger.error(
-            "%s: partition %d of %s went back to offset %d; what was settled behind it comes again",
-            self._broker.url,
-            part.number,
-            part.topic,
-            offset,
-        )
-        return self._partitions[self._own(part.topic, part.number, offset, 0)]
+    def _look_at_gap(self, part: _Partition, offset: int) -> _Partition:
+        """Say what a record means that is not the next one."""
+        if offset <= part.read_to:
+            # The topic was made anew, or lost its end with a leader that was not in sync.
+            # Nothing that is known of it holds any more.
+            _logger.error(
+                "%s: partition %d of %s went back to offset %d; what was settled behind it comes "
+                "again",
+                self._broker.url,
+                part.number,
+                part.topic,
+                offset,
+            )
+            return self._partitions[self._own(part.topic, part.number, offset, 0)]
+        if part.first and part.read_to >= 0:
+            _logger.error(
+                "%s: offsets %d to %d of partition %d were not there any more: messages that the "
+                "topic's retention deleted unread, unless it is compacted or has transactions",
+                self._broker.url,
+                part.read_to + 1,
+                offset - 1,
+                part.number,
+            )
+        return part
 
     def _forget(self, lanes: Iterable[int]) -> None:
         """Forget lanes. Tokens of them are stale from now on."""
