@@ -394,20 +394,29 @@ async def test_consumers_that_come_and_go_all_the_time_lose_nothing(h: KafkaHarn
         await eventually(lambda: handled.keys() >= {m.id for m in sent})
 
     assert handled.keys() == {m.id for m in sent}
-    # No process died and every handler had time to end, so each came once, in order.
-    assert set(handled.values()) == {1}
-    assert all(bodies == sorted(bodies) for bodies in order.values())
+    # What a leaving consumer gives back may stand before what it has settled of another key,
+    # and that comes again; but never before what stands in front of it.
+    assert sum(handled.values()) < 1.1 * len(sent)
+    assert all(_in_order(numbers) for numbers in order.values())
+
+
+def _in_order(numbers: list[int]) -> bool:
+    """Whether every number comes for the first time behind all that are smaller."""
+    first_times = list(dict.fromkeys(numbers))
+    return first_times == sorted(first_times)
 
 
 async def test_a_fork_is_told_to_open_anew(
     h: KafkaHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subscription = await h.subscription()
+    topic, subscription = await h.topic(), await h.subscription()
     pid = os.getpid()
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: pid + 1)
         with pytest.raises(ForkedError, match="open it anew"):
             await subscription.receive(wait=0.0)
+        with pytest.raises(ForkedError, match="open it anew"):
+            await topic.send(Message(b"1"))
 
 
 async def test_late_settlements_after_a_lost_lane_are_lost(h: KafkaHarness) -> None:

@@ -6,6 +6,7 @@ what librdkafka said on the way: a time-out alone tells nobody that the password
 
 import asyncio
 import concurrent.futures
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, final
@@ -22,6 +23,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 from molva.messaging.driver import SubscriptionStat
 from molva.messaging.drivers._kafka_options import KafkaOptions, Names
 from molva.messaging.errors import (
+    ForkedError,
     IncompatibleBrokerError,
     InUseError,
     InvalidURLError,
@@ -102,6 +104,7 @@ class Broker:
     def __init__(self, url: BrokerURL, options: KafkaOptions) -> None:
         self.url: Final = url
         self.options: Final = options
+        self._pid = os.getpid()
         self._told: dict[int, KafkaError] = {}
         settings: dict[str, Any] = {**options.connection, "error_cb": self._hear}
         self._admin = AdminClient(settings)
@@ -119,6 +122,14 @@ class Broker:
     def close(self) -> None:
         """Let go of the connections, which end when the last reference does."""
         del self._admin
+
+    def check_process(self) -> None:
+        """Raise ForkedError in a fork: threads and connections stayed with its parent."""
+        if os.getpid() != self._pid:
+            raise ForkedError(
+                f"{self.url}: it was opened in process {self._pid}, of which this one is a fork; "
+                "open it anew"
+            )
 
     # Topics -----------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
@@ -32,7 +31,7 @@ from molva.messaging.drivers._kafka_dead import DeadLetters, publish_all
 from molva.messaging.drivers._kafka_options import Names
 from molva.messaging.drivers._kafka_producer import Publisher
 from molva.messaging.drivers._kafka_records import message_of, stored_at_us
-from molva.messaging.errors import ForkedError, InUseError, MessagingError, UnavailableError
+from molva.messaging.errors import InUseError, MessagingError, UnavailableError
 from molva.messaging.message import Message
 
 __all__ = ["KafkaSubscription"]
@@ -103,7 +102,6 @@ class KafkaSubscription:
         self._origin = f"topic {url.topic}, subscription {url.subscription}"
         self._dead = DeadLetters(broker, names.dead, self._origin, clock)
         self._log = SeldomLog(_logger, clock)
-        self._pid = os.getpid()
         # By lane: that of a partition of the topic is even, that of the retry topic odd.
         self._partitions: dict[int, _Partition] = {}
         self._waiting = 0
@@ -147,7 +145,7 @@ class KafkaSubscription:
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
-        self._check_process()
+        self._broker.check_process()
         deadline = self._clock.monotonic() + wait
         while not self._closed:
             if self._refused is not None:
@@ -232,7 +230,7 @@ class KafkaSubscription:
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs; dead letters are stored before this returns."""
-        self._check_process()
+        self._broker.check_process()
         await self._check_alive()
         rejected = [s for s in settlements if s.action is Action.REJECT]
         if rejected:
@@ -260,7 +258,7 @@ class KafkaSubscription:
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
         """Tell what is still held; a lane is owned without end."""
-        self._check_process()
+        self._broker.check_process()
         await self._check_alive()
         holds = self._reader.holds
         return [
@@ -362,6 +360,7 @@ class KafkaSubscription:
         """Commit, leave the group, let go of everything."""
         self._closed = True
         self._woken.set()
+        self._settled.set()
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
@@ -423,7 +422,7 @@ class KafkaSubscription:
             self._reader.leave(lane)
             self._drop_waiting(self._partitions[lane])
         deadline = time.monotonic() + self._broker.options.grace
-        while not set(lanes) <= set(self._reader.left()):
+        while not (self._closed or set(lanes) <= set(self._reader.left())):
             self._settled.clear()
             rest = deadline - time.monotonic()
             if rest <= 0:
@@ -612,10 +611,3 @@ class KafkaSubscription:
     def _lose_all(self) -> None:
         """Kafka has given our lanes to others; the thread is about to hear of it too."""
         self.on_lost([(part.topic, part.number) for part in self._partitions.values()])
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise ForkedError(
-                f"{self._broker.url}: it was opened in process {self._pid}, of which this one is "
-                "a fork; open it anew"
-            )

@@ -234,6 +234,7 @@ class KafkaTopic:
 
     async def send_batch(self, messages: Sequence[Message]) -> Sequence[Outcome | MessagingError]:
         """Store messages in their order; some may fail alone."""
+        self._broker.check_process()
         topic = self._topic
         results = await self._publisher.publish([record_of(topic, message) for message in messages])
         if not any(results):  # not count(None): an error cannot be compared with it
