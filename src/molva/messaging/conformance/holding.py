@@ -206,6 +206,16 @@ class Holding(Suite):
             assert set(again) == expected, orders[number]
             h.count_duplicates(again, most=0, why="acks in any order")
 
+    @needs("in-place")
+    async def test_a_nacked_message_comes_before_what_was_sent_after_it(self, h: Harness) -> None:
+        sender, consumer = await h.sender(), await h.consumer()
+        await sender.send_many(numbered(3))
+        [first] = await take(consumer, 1)
+
+        await first.nack()
+
+        assert bodies(await take(consumer, 3)) == [b"1", b"2", b"3"]
+
     @needs("by-message")
     async def test_a_closed_consumer_gives_back_exactly_what_it_held(self, h: Harness) -> None:
         sender, leaving, staying = await h.sender(), await h.consumer(), await h.consumer()
