@@ -64,6 +64,10 @@ _LEADERLESS: Final = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    # Until all brokers have heard of it.
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
 )
 # What Kafka's protocol calls the first and the next offset.
 _EARLIEST: Final = -2
@@ -212,11 +216,12 @@ class Broker:
         while asked:
             for at, future in self._admin.list_offsets(asked, request_timeout=_REQUEST).items():
                 try:
-                    found[at.topic, at.partition] = (await self._ask(future)).offset
-                except _RefusedError as refused:
+                    answer = await asyncio.wrap_future(future)
+                    found[at.topic, at.partition] = answer.offset
+                except KafkaException as error:
                     late = asyncio.get_running_loop().time() >= deadline
-                    if refused.code not in _LEADERLESS or late:
-                        raise
+                    if error.args[0].code() not in _LEADERLESS or late:
+                        raise self._translated(error) from error
                 else:
                     del asked[at]
             if asked:
