@@ -9,7 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from molva.messaging import (
@@ -440,3 +446,18 @@ async def test_a_new_topic_name_needs_no_server_of_its_own(h: KafkaHarness) -> N
         await topic.send(Message(b"1"))
     listed = AdminClient(_servers(h)).list_topics(timeout=10).topics
     assert any(each.startswith("molva-x-") and "_ce_bb_20" in each for each in listed)
+
+
+async def test_a_producer_that_met_a_fatal_error_is_replaced(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=1), await h.subscription()
+    await topic.send(Message(b"1"))
+    publisher: Any = topic._driver
+    publisher = publisher._publisher
+    first = publisher._polled
+
+    # As librdkafka reports it: this producer stores nothing more.
+    first.note(KafkaError(KafkaError._FATAL, "out of order", True))
+    await topic.send_many(numbered(2))
+
+    assert publisher._polled is not first
+    assert bodies(await take(subscription, 3)) == [b"1", b"1", b"2"]
