@@ -103,7 +103,9 @@ class SQLiteLedger:
     capabilities: Final = LedgerCapabilities(
         survives=frozenset({"kill", "power"}),  # open_sqlite sets synchronous=FULL
         history=True,
+        window=None,
         horizon_seconds=None,
+        ids="ledger",
     )
 
     def __init__(
