@@ -34,7 +34,9 @@ SECRET: Final = "redis://ann:s3cret@host"
 class FakeLedger:
     """Ratings in a list; counts how often it is asked, and fails on demand."""
 
-    capabilities: Final = LedgerCapabilities(frozenset(), history=False, horizon_seconds=None)
+    capabilities: Final = LedgerCapabilities(
+        frozenset(), history=False, window=None, horizon_seconds=None, ids="ledger"
+    )
 
     def __init__(self) -> None:
         self.rates: list[tuple[str, int]] = []

@@ -135,7 +135,9 @@ class _MemoryCatalog:
 
 
 class _MemoryLedger:
-    capabilities: Final = LedgerCapabilities(frozenset(), history=False, horizon_seconds=None)
+    capabilities: Final = LedgerCapabilities(
+        frozenset(), history=False, window=None, horizon_seconds=None, ids="ledger"
+    )
 
     def __init__(self, ratings: dict[str, dict[str, Any]]) -> None:
         self._ratings = ratings
