@@ -1,6 +1,5 @@
 """The PostgreSQL ledger passes the suite of all ledgers."""
 
-import os
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -57,7 +56,7 @@ class PostgreSQLHarness(LedgerHarness):
 
 class TestPostgreSQL(LedgerSuite):
     @pytest.fixture
-    async def harness(self) -> AsyncIterator[LedgerHarness]:
-        harness = PostgreSQLHarness(os.environ["TMP_PG"])
+    async def harness(self, postgresql_url: str) -> AsyncIterator[LedgerHarness]:
+        harness = PostgreSQLHarness(postgresql_url)
         yield harness
         await harness.drop()

@@ -113,14 +113,16 @@ async def migrate_schema(server: PostgreSQL, kind: str, scripts: Sequence[str]) 
 async def _version(connection: asyncpg.Connection, server: PostgreSQL, kind: str) -> int | None:
     """Return the schema's version; None where there is none, or an empty one."""
     schema, shown = server.url.schema, server.url.shown
-    if await connection.fetchval(
-        "SELECT to_regclass($1) IS NULL", in_schema("molva.molva", schema)
-    ):
-        foreign = await connection.fetchval(
-            "SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace($1)",
-            _quoted(schema),
-        )
-        if foreign:
+    # The catalog's tables themselves: to_regclass may answer from a cache that is older
+    # than the lock for which we waited.
+    found = await connection.fetchrow(
+        "SELECT count(*) FILTER (WHERE relname = 'molva'), count(*) FROM pg_class "
+        "JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = $1",
+        schema,
+    )
+    assert found is not None
+    if not found[0]:
+        if found[1]:
             raise VersionError(
                 f"{shown}: schema {schema!r} holds something else; name another with schema="
             )

@@ -5,7 +5,7 @@ What they should hold comes from ``_fold``.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 import apsw
 
@@ -126,9 +126,12 @@ def _recomputed(connection: apsw.Connection) -> Iterator[Row | Difference]:
         assert isinstance(key, int)
         assert isinstance(campaign, str)
         keys.append(key)
-        scopes: list[tuple[int, str | None]] = connection.execute(
-            "SELECT scope_key, item FROM scope WHERE campaign_key = ?", (key,)
-        ).fetchall()
+        scopes = cast(
+            "list[tuple[int, str | None]]",
+            connection.execute(
+                "SELECT scope_key, item FROM scope WHERE campaign_key = ?", (key,)
+            ).fetchall(),
+        )
         fold = Fold(key, campaign, scopes, look_up)
         yield from fold.begin()
         for row in connection.execute(

@@ -370,13 +370,15 @@ class PostgreSQLLedger:
         base, last_seq = row[0] << SEQ_BITS, row[1]
         while since_seq < last_seq:
             upto = min(since_seq + _ENTRIES_A_PAGE, last_seq)
-            keys = base + since_seq, base + upto
-            page = await self._read(
-                lambda connection, keys=keys: connection.fetch(self._entries, *keys)
-            )
-            for entry in page:
-                yield _entry(entry)
+            for entry in await self._page(base + since_seq, base + upto):
+                yield entry
             since_seq = upto
+
+    async def _page(self, after_key: int, upto_key: int) -> list[LedgerEntry]:
+        rows = await self._read(
+            lambda connection: connection.fetch(self._entries, after_key, upto_key)
+        )
+        return [_entry(row) for row in rows]
 
     async def verify(self) -> AsyncIterator[Difference]:
         """Recompute every number from the entries; yield each that differs.
