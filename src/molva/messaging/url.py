@@ -253,6 +253,8 @@ def check_features(
         needed.add(url.discipline)
     if url.delivery == "at-most-once":
         needed.add("at-most-once")
+    # Read by the driver, whose options differ; what it asks for is the same everywhere.
+    needed |= {url.options.get("start", "")} & {"earliest", "latest"}
     for feature in sorted(needed - capabilities.features):
         raise UnsupportedFeatureError(
             f"{url}: a {kind} there, as it was opened, has no {feature!r} "

@@ -12,23 +12,23 @@ from molva.messaging import (
     Delivery,
     Message,
 )
-from tests.messaging.conformance.harness import (
-    Suite,
-    TopicHarness,
+from molva.messaging.conformance.harness import Harness, Suite
+from molva.messaging.conformance.waiting import (
     bodies,
     collector,
     eventually,
-    key_in_lane,
     numbered,
     running_with,
     take,
 )
 
+__all__ = ["Groups"]
+
 
 class Groups(Suite):
     """Who gets what: subscriptions and the consumers of one."""
 
-    async def test_two_subscriptions_each_get_everything(self, h: TopicHarness) -> None:
+    async def test_two_subscriptions_each_get_everything(self, h: Harness) -> None:
         topic = await h.topic()
         first, second = await h.subscription("a"), await h.subscription("b")
 
@@ -38,7 +38,7 @@ class Groups(Suite):
         assert bodies(await take(first, 20)) == expected
         assert bodies(await take(second, 20)) == expected
 
-    async def test_what_was_sent_before_a_consumer_came_waits_for_it(self, h: TopicHarness) -> None:
+    async def test_what_was_sent_before_a_consumer_came_waits_for_it(self, h: Harness) -> None:
         topic = await h.topic()
         await (await h.subscription()).close()
 
@@ -46,7 +46,7 @@ class Groups(Suite):
 
         assert len(await take(await h.subscription(), 20)) == 20
 
-    async def test_a_receive_that_waits_gets_what_is_sent(self, h: TopicHarness) -> None:
+    async def test_a_receive_that_waits_gets_what_is_sent(self, h: Harness) -> None:
         h.let_only_wake_ups_wake()
         topic, subscription = await h.topic(), await h.subscription()
 
@@ -58,7 +58,7 @@ class Groups(Suite):
             async with asyncio.timeout(3.0):
                 assert bodies(await waiting) == [b"%d" % number]
 
-    async def test_two_tasks_may_receive_at_once(self, h: TopicHarness) -> None:
+    async def test_two_tasks_may_receive_at_once(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()
         waiting = [asyncio.create_task(subscription.receive(wait=60.0)) for _ in range(2)]
         await asyncio.sleep(0.01)
@@ -72,30 +72,30 @@ class Groups(Suite):
         assert sorted(got) == [b"1", b"2"]
 
     async def test_a_lane_stays_with_its_owner_while_it_works_on_a_message(
-        self, h: TopicHarness
+        self, h: Harness
     ) -> None:
-        clock = h.use_manual_clock()
+        h.stop_clock()
         topic, owner = await h.topic(lanes=2), await h.subscription()
-        await topic.send(Message(b"1", key=key_in_lane(1, 2)))
+        await topic.send(Message(b"1", key=h.key_in_lane(1, 2)))
         [delivery] = await owner.receive(wait=0.0)
         newcomer = await h.subscription()
-        await topic.send(Message(b"2", key=key_in_lane(1, 2)))
+        await topic.send(Message(b"2", key=h.key_in_lane(1, 2)))
 
         meanwhile = []
         for _ in range(3):
-            await clock.pass_time(h.share_interval)
+            await h.pass_time(h.share_interval)
             for consumer in (newcomer, owner):
                 meanwhile += await consumer.receive(wait=0.0)
         await delivery.ack()
-        await clock.pass_time(h.share_interval)
+        await h.pass_time(h.share_interval)
         await owner.receive(wait=0.0)
-        await clock.pass_time(h.share_interval)
-        afterwards = await newcomer.receive(10, wait=0.0)
+        await h.pass_time(h.share_interval)
+        afterwards = await h.rest(newcomer)
 
         assert meanwhile == []
         assert bodies(afterwards) == [b"2"]
 
-    async def test_start_earliest_gets_what_was_stored_before(self, h: TopicHarness) -> None:
+    async def test_start_earliest_gets_what_was_stored_before(self, h: Harness) -> None:
         topic = await h.topic()
         await topic.send_many(numbered(3))
 
@@ -104,7 +104,7 @@ class Groups(Suite):
 
         assert bodies(await take(subscription, 4)) == [b"1", b"2", b"3", b"4"]
 
-    async def test_start_latest_gets_only_what_is_stored_after(self, h: TopicHarness) -> None:
+    async def test_start_latest_gets_only_what_is_stored_after(self, h: Harness) -> None:
         topic = await h.topic()
         await topic.send_many(numbered(3))
 
@@ -116,7 +116,7 @@ class Groups(Suite):
         assert stat is not None
         assert stat.pending == 1
 
-    async def test_start_matters_only_where_the_subscription_is_made(self, h: TopicHarness) -> None:
+    async def test_start_matters_only_where_the_subscription_is_made(self, h: Harness) -> None:
         topic = await h.topic()
         await (await h.subscription()).close()
         await topic.send_many(numbered(3))
@@ -125,9 +125,7 @@ class Groups(Suite):
 
         assert len(await take(again, 3)) == 3
 
-    async def test_consumers_of_one_subscription_share_without_overlap(
-        self, h: TopicHarness
-    ) -> None:
+    async def test_consumers_of_one_subscription_share_without_overlap(self, h: Harness) -> None:
         topic = await h.topic()
         consumers = [await h.subscription() for _ in range(3)]
         messages = [Message(b"%d" % n, key=str(n)) for n in range(300)]
@@ -143,7 +141,7 @@ class Groups(Suite):
         assert Counter(itertools.chain(*got.values())) == Counter(m.id for m in messages)
         assert all(len(ids) > 30 for ids in got.values())
 
-    async def test_nothing_is_lost_while_consumers_come_and_go(self, h: TopicHarness) -> None:
+    async def test_nothing_is_lost_while_consumers_come_and_go(self, h: Harness) -> None:
         topic = await h.topic()
         staying = await h.subscription()
         sent: set[bytes] = set()
@@ -178,15 +176,15 @@ class Groups(Suite):
 
         assert handled == sent
 
-    async def test_stat_counts_what_waits(self, h: TopicHarness) -> None:
-        clock = h.use_manual_clock()
+    async def test_stat_counts_what_waits(self, h: Harness) -> None:
+        h.stop_clock()
         topic, subscription = await h.topic(), await h.subscription()
         await topic.send_many(numbered(5))
-        await clock.pass_time(2.0)
+        await h.pass_time(2.0)
         deliveries = await take(subscription, 5)
         await deliveries[0].ack()
         await deliveries[1].reject("bad")
-        await clock.pass_time(h.settle_interval)
+        await h.pass_time(h.settle_interval)
 
         stat = await subscription.stat()
 
@@ -197,12 +195,12 @@ class Groups(Suite):
         assert whole is not None
         assert (whole.stored, whole.subscriptions) == (5, {"s": stat})
 
-    async def test_stat_of_an_empty_subscription_is_zero(self, h: TopicHarness) -> None:
-        clock = h.use_manual_clock()
+    async def test_stat_of_an_empty_subscription_is_zero(self, h: Harness) -> None:
+        h.stop_clock()
         topic, subscription = await h.topic(), await h.subscription()
         await topic.send_many([Message(b"%d" % n, key=str(n)) for n in range(50)])
         await subscription.settle([(d, Action.ACK) for d in await take(subscription, 50)])
-        await clock.pass_time(h.settle_interval)
+        await h.pass_time(h.settle_interval)
 
         stat = await subscription.stat()
 
