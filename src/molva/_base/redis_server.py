@@ -56,7 +56,7 @@ SERVER_OPTIONS: Final = ("ca",)
 
 # Seconds for connecting, and for an answer. Longer, and a server that hangs holds up its
 # callers; shorter, and one that forks to save itself is taken for dead.
-_TIMEOUT: Final = 5.0
+_TIMEOUT: Final = 4.0
 # Bytes a second that any network carries: what is larger is waited for longer.
 _SLOWEST_NETWORK: Final = 2_000_000
 
@@ -280,7 +280,7 @@ class RedisLink:
         connection = self._connection
         if connection is None or not connection.is_connected:
             self._connection = connection = self._address.connection()
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             await connection.send_command("CLIENT", "ID")
             self.client_id = await connection.read_response()
         return connection
@@ -331,7 +331,7 @@ class RedisLink:
                 f"{self._address}: its certificate is refused: {certificate.verify_message}; "
                 "connect by a name that it is made out to, and name its authority with ca="
             )
-        if "invalid DB index" in text or "out of range" in text and "DB" in text:
+        if "invalid DB index" in text or ("out of range" in text and "DB" in text):
             return MisconfiguredServerError(f"{self._address}: {text}")
         if word in _PASSING:
             return UnreachableServerError(f"{self._address}: {_PASSING[word]} ({text})")

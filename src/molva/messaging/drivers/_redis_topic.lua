@@ -210,7 +210,7 @@ end
 
 -- Settle entries in any way. Returns the places of those that this consumer does not hold.
 -- keys: log, later, tries, wake, dead; args: group, consumer, then for each: id, turn,
--- action (back, dead), delay, attempts, reason
+-- action (back, done, dead), delay, attempts, reason
 register('settle', function(keys, args)
   local log, later, tries, wake, dead = unpack(keys)
   local group, consumer = args[1], args[2]
@@ -223,7 +223,7 @@ register('settle', function(keys, args)
       give_back(keys, group, id, tonumber(turn), now + delay, tonumber(attempts))
       back = true
     else
-      local entry = redis.call('XRANGE', log, id, id)[1]
+      local entry = action == 'dead' and redis.call('XRANGE', log, id, id)[1]
       if entry then
         redis.call('XADD', dead, '*', 'reason', reason, 'attempts', attempts, 'entry', id,
           unpack(entry[2]))
