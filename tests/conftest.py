@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
+from tests.brokers.errors import MissingServerError
+from tests.brokers.session import SharedServers
+
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -143,8 +146,60 @@ def skip_without(tool: str, reason: str) -> NoReturn:
     pytest.skip(f"{tool}: {reason}")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+_servers = pytest.StashKey[SharedServers]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_servers] = SharedServers()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_servers].close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """Skip a test whose fixture wants a server that nothing here can run."""
+    try:
+        return (yield)
+    except MissingServerError as missing:
+        skip_without(missing.name, missing.reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Skip a test that wants a server of its own that nothing here can run."""
+    try:
+        return (yield)
+    except MissingServerError as missing:
+        skip_without(missing.name, missing.reason)
+
+
+@pytest.fixture(scope="session")
+def kafka_url(pytestconfig: pytest.Config) -> str:
+    """A Kafka that the whole run shares: use names of your own in it."""
+    return pytestconfig.stash[_servers].url("kafka")
+
+
+@pytest.fixture(scope="session")
+def redis_url(pytestconfig: pytest.Config) -> str:
+    """A Redis that the whole run shares, durable: use names of your own in it."""
+    return pytestconfig.stash[_servers].url("redis")
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(pytestconfig: pytest.Config) -> str:
+    """A database of a PostgreSQL that the whole run shares: make a schema of your own in it."""
+    return pytestconfig.stash[_servers].url("postgresql")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Say loudly what was not tested: a skip that nobody sees looks like a success."""
+    for server in config.stash[_servers].used():
+        version = server.version or "of unknown version"
+        terminalreporter.line(f"tested with {server.name} {version} ({server.source})")
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         terminalreporter.section("NOT TESTED HERE", red=True, bold=True)

@@ -1,0 +1,102 @@
+"""A server of a test's own, to be killed, paused, restarted, and set up as the test needs.
+
+It runs by programs of this machine, never by Docker: SIGKILL and SIGSTOP reach the real
+process, and its data are a folder here. Its folder goes with it.
+
+Starting blocks: from a coroutine, ``await asyncio.to_thread(server.restart)``.
+"""
+
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.brokers import reaper
+from tests.brokers.certificates import Certificates
+from tests.brokers.kind import Place
+from tests.brokers.ports import free_ports
+from tests.brokers.server import Server, ensure_local
+from tests.brokers.table import KINDS
+
+__all__ = ["private_kafka", "private_postgresql", "private_redis", "private_server"]
+
+
+@contextlib.contextmanager
+def private_server(
+    name: str,
+    settings: dict[str, str | int],
+    *,
+    password: str | None = None,
+    certificates: Certificates | None = None,
+) -> Iterator[Server]:
+    """Run a server of the kind ``name`` until the block ends."""
+    kind = KINDS[name]
+    ensure_local(kind)
+    folder = Path(tempfile.mkdtemp(prefix=f"molva-{name}-"))
+    # PostgreSQL runs as somebody else and has to reach its data.
+    folder.chmod(0o711)
+    place = Place(
+        folder=folder / secrets.token_hex(4),
+        ports=free_ports(kind.ports),
+        settings={key: str(value) for key, value in settings.items()},
+        password=password,
+        certificates=certificates,
+    )
+    server = Server(kind, place)
+    with reaper.guarded(folder):
+        try:
+            server.create()
+            yield server
+        finally:
+            server.remove()
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def private_redis(
+    *,
+    password: str | None = None,
+    certificates: Certificates | None = None,
+    **settings: str | int,
+) -> Iterator[Server]:
+    """Run a Redis; ``settings`` are lines of redis.conf: ``appendfsync="everysec"``.
+
+    ``password`` is that of the default user; ``certificates`` make it speak TLS only.
+    """
+    with private_server("redis", settings, password=password, certificates=certificates) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def private_postgresql(
+    *,
+    password: str | None = None,
+    certificates: Certificates | None = None,
+    **settings: str | int,
+) -> Iterator[Server]:
+    """Run a PostgreSQL; ``settings`` are those of its server: ``synchronous_commit="off"``.
+
+    ``password`` is that of the user molva, asked for by SCRAM; ``certificates`` make it take
+    connections by TLS only.
+    """
+    with private_server(
+        "postgresql", settings, password=password, certificates=certificates
+    ) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def private_kafka(
+    *,
+    password: str | None = None,
+    certificates: Certificates | None = None,
+    **settings: str | int,
+) -> Iterator[Server]:
+    """Run a Kafka; ``settings`` are the broker's: ``message_max_bytes=2048``, dots as ``_``.
+
+    ``password`` is that of the user molva, by SASL PLAIN; ``certificates`` make it speak TLS;
+    both together are SASL_SSL.
+    """
+    with private_server("kafka", settings, password=password, certificates=certificates) as server:
+        yield server
