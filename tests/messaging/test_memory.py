@@ -15,7 +15,7 @@ class MemoryHarness(Harness):
     lease = 10.0
     moment = 30.0
     quiet = 0.0
-    ack_orders = None
+    delete_interval = 1.1
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,14 +1,11 @@
 """The SQLite driver among real processes: killed, stopped, idle, many at once."""
 
 import asyncio
-import contextlib
 import signal
 import statistics
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -23,73 +20,16 @@ from molva.messaging import (
     open_subscription,
     open_topic,
 )
-from molva.messaging.conformance import actor, bodies, eventually, key_in_lane, take
+from molva.messaging.conformance import bodies, eventually, key_in_lane, take
+from molva.messaging.conformance.actors import Start, starting
 
-_PROGRAM = Path(actor.__file__)
-_LOCK = Path(__file__).with_name("lock_file.py")
-
-
-class Actor:
-    """A process that runs ``actor.py``."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self.pid = process.pid
-        self.lines: list[str] = []
-        self._reading = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            self.lines.append(line.decode().rstrip("\n"))
-
-    async def ready(self) -> "Actor":
-        await self.said("ready")
-        self.lines.remove("ready")
-        return self
-
-    async def said(self, line: str) -> None:
-        await eventually(lambda: line in self.lines or self._process.returncode is not None)
-        assert line in self.lines, self.lines
-
-    def go(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
-
-    async def kill(self) -> None:
-        """Kill it without warning; return when all that it said has been read."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        await self._reading
-
-    async def end(self) -> int:
-        async with asyncio.timeout(20):
-            code = await self._process.wait()
-        await self._reading
-        return code
-
-
-Start = Callable[..., Awaitable[Actor]]
+_LOCK = (str(Path(__file__).with_name("lock_file.py")),)
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    actors: list[Actor] = []
-
-    async def start(*arguments: str, program: Path = _PROGRAM) -> Actor:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(program), *arguments, stdin=PIPE, stdout=PIPE
-        )
-        actors.append(Actor(process))
-        return actors[-1]
-
-    yield start
-    for each in actors:
-        await each.kill()
+    async with starting() as start:
+        yield start
 
 
 @pytest.fixture

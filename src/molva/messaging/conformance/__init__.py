@@ -21,9 +21,13 @@ import pytest
 
 from molva.messaging.conformance.basics import Basics
 from molva.messaging.conformance.cancelling import Cancelling
+from molva.messaging.conformance.draining import Draining
+from molva.messaging.conformance.dying import Dying
+from molva.messaging.conformance.effects import Effects
 from molva.messaging.conformance.flow import Flow
 from molva.messaging.conformance.groups import Groups
-from molva.messaging.conformance.harness import Harness, Suite, lacks, needs
+from molva.messaging.conformance.harness import Harness, Suite, lacks, needs, offered
+from molva.messaging.conformance.holding import Holding
 from molva.messaging.conformance.keeping import Keeping
 from molva.messaging.conformance.order import Order
 from molva.messaging.conformance.queues import Queues
@@ -42,19 +46,33 @@ __all__ = [
     "key_in_lane",
     "lacks",
     "needs",
+    "offered",
     "take",
 ]
 
 
 @pytest.mark.asyncio
-class TopicConformance(Basics, Groups, Settling, Order, Running, Flow, Cancelling, Keeping):
+class TopicConformance(
+    Basics,
+    Groups,
+    Settling,
+    Holding,
+    Order,
+    Running,
+    Draining,
+    Flow,
+    Cancelling,
+    Keeping,
+    Dying,
+    Effects,
+):
     """What topics and subscriptions do. Subclasses bring the fixture ``harness``."""
 
     kind = "topic"
 
 
 @pytest.mark.asyncio
-class QueueConformance(Queues):
+class QueueConformance(Queues, Holding, Draining, Dying, Effects):
     """What queues do. Subclasses bring the fixture ``harness``."""
 
     kind = "queue"

@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import random
 
-from molva.messaging import (
-    Message,
-)
+from molva.messaging import Action, Message
 from molva.messaging.conformance.harness import Harness, Suite
 from molva.messaging.conformance.waiting import PATIENCE, bodies, numbered
 
@@ -16,7 +14,7 @@ __all__ = ["Cancelling"]
 class Cancelling(Suite):
     """A cancelled call loses nothing."""
 
-    async def test_cancelling_a_receive_loses_nothing(self, h: Harness) -> None:
+    async def test_receives_cancelled_a_thousand_times_lose_nothing(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()
         rng = random.Random(7)
         got: list[bytes] = []
@@ -31,7 +29,7 @@ class Cancelling(Suite):
             return sent
 
         sending = asyncio.create_task(send())
-        for _ in range(500):
+        for _ in range(1_000):
             receiving = asyncio.create_task(subscription.receive(wait=5.0))
             if rng.random() < 0.5:
                 await asyncio.sleep(rng.random() * 0.001)
@@ -40,12 +38,15 @@ class Cancelling(Suite):
                     await asyncio.sleep(0)
             receiving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                got += bodies(await receiving)
+                deliveries = await receiving
+                got += bodies(deliveries)
+                await subscription.settle([(d, Action.ACK) for d in deliveries])
         over.set()
         sent = await sending
         got += bodies(await h.rest(subscription))
 
-        assert sorted(map(int, got)) == list(range(sent))
+        assert set(map(int, got)) == set(range(sent))
+        h.count_duplicates(got, most=0, why="cancelled receive")
 
     async def test_a_topic_stays_usable_when_sends_are_cancelled(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()

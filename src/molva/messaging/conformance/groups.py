@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import pytest
 
@@ -11,11 +12,11 @@ from molva.messaging import (
     Action,
     Delivery,
     Message,
+    Subscription,
 )
-from molva.messaging.conformance.harness import Harness, Suite
+from molva.messaging.conformance.harness import Harness, Suite, needs
 from molva.messaging.conformance.waiting import (
     bodies,
-    collector,
     eventually,
     numbered,
     running_with,
@@ -71,30 +72,30 @@ class Groups(Suite):
             got = bodies(await waiting[0]) + bodies(await waiting[1])
         assert sorted(got) == [b"1", b"2"]
 
+    @needs("lanes")
     async def test_a_lane_stays_with_its_owner_while_it_works_on_a_message(
         self, h: Harness
     ) -> None:
         h.stop_clock()
         topic, owner = await h.topic(lanes=2), await h.subscription()
-        await topic.send(Message(b"1", key=h.key_in_lane(1, 2)))
-        [delivery] = await owner.receive(wait=0.0)
+        await topic.send_many([Message(b"1", key=h.key_in_lane(lane, 2)) for lane in (0, 1)])
+        deliveries = await take(owner, 2)
         newcomer = await h.subscription()
-        await topic.send(Message(b"2", key=h.key_in_lane(1, 2)))
+        await topic.send_many([Message(b"2", key=h.key_in_lane(lane, 2)) for lane in (0, 1)])
 
         meanwhile = []
+        grace = 3 * h.share_interval if h.lane_grace is None else h.lane_grace / 2
         for _ in range(3):
-            await h.pass_time(h.share_interval)
-            for consumer in (newcomer, owner):
-                meanwhile += await consumer.receive(wait=0.0)
-        await delivery.ack()
-        await h.pass_time(h.share_interval)
-        await owner.receive(wait=0.0)
-        await h.pass_time(h.share_interval)
-        afterwards = await h.rest(newcomer)
+            await h.pass_time(grace / 3)
+            meanwhile += await newcomer.receive(wait=0.0)
+        for delivery in deliveries:
+            await delivery.ack()
+        afterwards, _ = await h.share(newcomer, owner)
 
         assert meanwhile == []
         assert bodies(afterwards) == [b"2"]
 
+    @needs("earliest")
     async def test_start_earliest_gets_what_was_stored_before(self, h: Harness) -> None:
         topic = await h.topic()
         await topic.send_many(numbered(3))
@@ -104,6 +105,7 @@ class Groups(Suite):
 
         assert bodies(await take(subscription, 4)) == [b"1", b"2", b"3", b"4"]
 
+    @needs("latest")
     async def test_start_latest_gets_only_what_is_stored_after(self, h: Harness) -> None:
         topic = await h.topic()
         await topic.send_many(numbered(3))
@@ -116,6 +118,7 @@ class Groups(Suite):
         assert stat is not None
         assert stat.pending == 1
 
+    @needs("latest")
     async def test_start_matters_only_where_the_subscription_is_made(self, h: Harness) -> None:
         topic = await h.topic()
         await (await h.subscription()).close()
@@ -128,30 +131,39 @@ class Groups(Suite):
     async def test_consumers_of_one_subscription_share_without_overlap(self, h: Harness) -> None:
         topic = await h.topic()
         consumers = [await h.subscription() for _ in range(3)]
+        await h.share(*consumers)
         messages = [Message(b"%d" % n, key=str(n)) for n in range(300)]
         await topic.send_many(messages)
         got: dict[int, list[bytes]] = defaultdict(list)
 
+        def worker(consumer: Subscription) -> Callable[[Delivery], object]:
+            async def work(delivery: Delivery) -> None:
+                got[id(consumer)].append(delivery.message.id)
+                await asyncio.sleep(0.001)  # nobody can do it all
+
+            return work
+
         async with contextlib.AsyncExitStack() as stack:
-            for number, consumer in enumerate(consumers):
-                handler = collector(got[number])
-                await stack.enter_async_context(running_with(consumer, handler))
+            for consumer in consumers:
+                await stack.enter_async_context(running_with(consumer, worker(consumer)))
             await eventually(lambda: sum(map(len, got.values())) >= 300)
 
         assert Counter(itertools.chain(*got.values())) == Counter(m.id for m in messages)
-        assert all(len(ids) > 30 for ids in got.values())
+        assert [len(ids) > 20 for ids in got.values()] == [True] * 3
 
     async def test_nothing_is_lost_while_consumers_come_and_go(self, h: Harness) -> None:
         topic = await h.topic()
         staying = await h.subscription()
         sent: set[bytes] = set()
         handled: set[bytes] = set()
+        times: Counter[bytes] = Counter()
         before: list[int] = []
         enough = asyncio.Event()
 
         async def handle(delivery: Delivery) -> None:
             await asyncio.sleep(0.001)
             handled.add(delivery.message.id)
+            times[delivery.message.id] += 1
 
         async def send() -> None:
             while not enough.is_set():
@@ -175,12 +187,16 @@ class Groups(Suite):
             await eventually(lambda: handled >= sent)
 
         assert handled == sent
+        # What was settled behind an open message comes again where a lane moves; nobody died.
+        most = 0 if h.can("by-message") else len(sent)
+        h.count_duplicates(times.elements(), most=most, why="coming and going")
 
+    @needs("exact-stat")
     async def test_stat_counts_what_waits(self, h: Harness) -> None:
         h.stop_clock()
         topic, subscription = await h.topic(), await h.subscription()
         await topic.send_many(numbered(5))
-        await h.pass_time(2.0)
+        await h.pass_time(h.moment)
         deliveries = await take(subscription, 5)
         await deliveries[0].ack()
         await deliveries[1].reject("bad")
@@ -190,11 +206,14 @@ class Groups(Suite):
 
         assert stat is not None
         assert (stat.pending, stat.dead) == (3, 1)
-        assert stat.oldest_seconds == pytest.approx(2.0 + h.settle_interval)
+        if stat.oldest_seconds is not None:  # a broker may not know
+            age = h.moment + h.settle_interval
+            assert stat.oldest_seconds == pytest.approx(age, abs=h.slack)
         whole = await topic.stat()
         assert whole is not None
         assert (whole.stored, whole.subscriptions) == (5, {"s": stat})
 
+    @needs("exact-stat")
     async def test_stat_of_an_empty_subscription_is_zero(self, h: Harness) -> None:
         h.stop_clock()
         topic, subscription = await h.topic(), await h.subscription()

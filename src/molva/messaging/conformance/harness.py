@@ -20,6 +20,7 @@ import pytest
 import pytest_asyncio
 
 from molva._base.clock import SYSTEM_CLOCK, Clock, ManualClock
+from molva.messaging.conformance.actors import Start, starting
 from molva.messaging.conformance.waiting import PATIENCE, eventually, key_in_lane
 from molva.messaging.delivery import Delivery
 from molva.messaging.driver import ALL_FEATURES, Capabilities
@@ -28,7 +29,7 @@ from molva.messaging.subscription import Subscription, open_subscription
 from molva.messaging.topic import Topic, open_topic
 from molva.messaging.url import BrokerURL, Kind, load_driver, with_options
 
-__all__ = ["Harness", "Suite", "lacks", "needs"]
+__all__ = ["Harness", "Suite", "lacks", "needs", "offered"]
 
 _Test = TypeVar("_Test", bound=Callable[..., object])
 
@@ -45,7 +46,7 @@ class Harness(ABC):
     virtual: ClassVar[bool] = False
     # Seconds of a lease. Long where time is virtual; with a broker, the shortest that it
     # keeps reliably: each test of leases waits for several.
-    lease: ClassVar[float] = 1.0
+    lease: float = 1.0
     # A length of time where any would do: of a delay, of a message's age.
     moment: ClassVar[float] = 1.0
     # Seconds without a message after which none is under way any more. 0 where a receive
@@ -67,8 +68,16 @@ class Harness(ABC):
     # Of how many orders of acknowledging eight messages the suite tries a sample, by seed;
     # None: all 40,320 of them, for a driver that needs no more than some 50 µs for each.
     ack_orders: ClassVar[int | None] = 12
+    # Seconds after which what everybody has settled is deleted.
+    delete_interval: ClassVar[float] = 0.0
+    # By how many messages more than its capacity a topic or queue may hold where
+    # ``capacity`` is ``approximate``.
+    capacity_slack: ClassVar[int] = 0
     # Stands before the names of topics and queues, where tests share a server.
     prefix: str = ""
+
+    # Which kind is tested; the suite sets it.
+    kind: Kind = "topic"
 
     def __init__(self) -> None:
         self.clock: Clock = SYSTEM_CLOCK
@@ -97,6 +106,16 @@ class Harness(ABC):
         found: Capabilities = getattr(driver, f"{kind.upper()}_CAPABILITIES")
         return found
 
+    def options(self, kind: Kind) -> tuple[str, ...]:
+        """Return the URL options that only this driver has."""
+        driver = load_driver(BrokerURL.parse(self.base_url()))
+        found: tuple[str, ...] = getattr(driver, f"{kind.upper()}_OPTIONS")
+        return found
+
+    def can(self, feature: str) -> bool:
+        """Tell whether the driver has a feature, for the kind that is tested."""
+        return feature in self.capabilities(self.kind).features
+
     # What a driver may offer ---------------------------------------------------------------
 
     def let_only_wake_ups_wake(self) -> None:  # noqa: B027 - most have nothing to keep from
@@ -118,6 +137,10 @@ class Harness(ABC):
         """Close what was opened. Override to remove what was made."""
         for opened in self._opened:
             await opened.close()
+
+    def forget(self, opened: Topic | Subscription | Queue) -> None:
+        """Leave it to the test to close what was opened."""
+        self._opened.remove(opened)
 
     # Time ----------------------------------------------------------------------------------
 
@@ -143,6 +166,14 @@ class Harness(ABC):
                 await asyncio.sleep(0.001)
                 await self.clock.pass_time(0.05)
 
+    def use_processes(self) -> None:
+        """Keep leases short, where they would be those of a clock that can be moved.
+
+        Other processes have clocks of their own.
+        """
+        if self.virtual:
+            self.lease = 1.0
+
     async def pass_lease(self) -> None:
         """Let a lease that was taken before run out."""
         await self.pass_time(self.lease + 0.1)
@@ -154,7 +185,7 @@ class Harness(ABC):
 
     # Opening -------------------------------------------------------------------------------
 
-    def url(self, topic: str = "t", subscription: str | None = None, **options: object) -> str:
+    def url(self, topic: str = "t", subscription: str | None = None, /, **options: object) -> str:
         """Return the URL of a topic, or of a subscription of it."""
         named = {"topic": self.prefix + topic, **options}
         if subscription is not None:
@@ -163,7 +194,7 @@ class Harness(ABC):
                 named = {"lease": self.lease, **named}
         return with_options(self.base_url(), **{name: str(named[name]) for name in named})
 
-    def queue_url(self, queue: str = "q", **options: object) -> str:
+    def queue_url(self, queue: str = "q", /, **options: object) -> str:
         """Return the URL of a queue."""
         named = {"queue": self.prefix + queue, **options}
         if self.capabilities("queue").holding == "lease":
@@ -172,7 +203,7 @@ class Harness(ABC):
 
     async def topic(self, topic: str = "t", **options: object) -> Topic:
         """Open a topic, which is closed after the test."""
-        opened = await open_topic(self.url(topic, None, **options), clock=self.clock)
+        opened = await open_topic(self.url(topic, **options), clock=self.clock)
         self._opened.append(opened)
         return opened
 
@@ -194,6 +225,24 @@ class Harness(ABC):
         self._opened.append(opened)
         return opened
 
+    async def sender(self, name: str = "a") -> Topic | Queue:
+        """Open what is sent to: a topic or a queue, whichever is tested."""
+        return await (self.topic(name) if self.kind == "topic" else self.queue(name))
+
+    async def consumer(self, name: str = "a", *, max_attempts: int = 5) -> Subscription | Queue:
+        """Open one consumer: of a subscription or a queue, whichever is tested."""
+        if self.kind == "topic":
+            return await self.subscription(topic=name, max_attempts=max_attempts)
+        return await self.queue(name, max_attempts=max_attempts)
+
+    def consumer_url(self, name: str = "a") -> str:
+        """Return the URL that ``consumer`` opens, for another process."""
+        return self.url(name, "s") if self.kind == "topic" else self.queue_url(name)
+
+    def sender_url(self, name: str = "a") -> str:
+        """Return the URL that ``sender`` opens, for another process."""
+        return self.url(name) if self.kind == "topic" else self.queue_url(name)
+
     # Receiving -----------------------------------------------------------------------------
 
     async def rest(self, consumer: Subscription | Queue) -> list[Delivery]:
@@ -202,6 +251,21 @@ class Harness(ABC):
         while more := await consumer.receive(1_000, wait=self.quiet):
             found += more
         return found
+
+    async def share(self, *consumers: Subscription | Queue) -> list[list[Delivery]]:
+        """Let consumers that came or lost a peer share the lanes; return what each got."""
+        got: list[list[Delivery]] = [[] for _ in consumers]
+        for _ in range(3):  # notice, let go, take over
+            await self.pass_time(self.share_interval)
+            for place, consumer in enumerate(consumers):
+                got[place] += await consumer.receive(1_000, wait=0.0)
+        for place, consumer in enumerate(consumers):
+            got[place] += await self.rest(consumer)
+        return got
+
+    def placed(self, found: list[bytes]) -> list[bytes]:
+        """Return bodies as they came, or sorted where what comes again loses its place."""
+        return found if self.can("in-place") else sorted(found)
 
     def key_in_lane(self, lane: int, lanes: int) -> str:
         """Return a key whose messages travel in ``lane`` of a topic that has ``lanes``."""
@@ -230,6 +294,12 @@ class Suite:
     kind: ClassVar[Kind]
 
     @pytest_asyncio.fixture
+    async def start(self) -> AsyncIterator[Start]:
+        """Starts processes that use the broker; whoever is left after the test is killed."""
+        async with starting() as start:
+            yield start
+
+    @pytest_asyncio.fixture
     async def h(
         self,
         harness: Harness,
@@ -237,6 +307,7 @@ class Suite:
         record_property: Callable[[str, object], None],
     ) -> AsyncIterator[Harness]:
         """The harness, once it is sure that the driver can do what the test is about."""
+        harness.kind = self.kind
         capabilities = harness.capabilities(self.kind)
         record_property("molva", f"{BrokerURL.parse(harness.base_url()).scheme} {self.kind}")
         test = request.function
@@ -246,6 +317,9 @@ class Suite:
         for feature in getattr(test, _LACKS, ()):
             if feature in capabilities.features:
                 pytest.skip(f"by capability: has {feature!r}, and this is about those without")
+        for hook in getattr(test, _OFFERED, ()):
+            if not harness.offers(hook):
+                pytest.skip(f"not offered by {type(harness).__name__}: {hook}")
         yield harness
         await harness.close()
         if harness.idle_bound != Harness.idle_bound:
@@ -256,6 +330,7 @@ class Suite:
 
 _NEEDS: Final = "_molva_needs"
 _LACKS: Final = "_molva_lacks"
+_OFFERED: Final = "_molva_offered"
 
 
 def needs(*features: str) -> Callable[[_Test], _Test]:
@@ -268,8 +343,14 @@ def lacks(*features: str) -> Callable[[_Test], _Test]:
     return _marked(_LACKS, features)
 
 
+def offered(*hooks: str) -> Callable[[_Test], _Test]:
+    """Run a test only where the harness offers these hooks: ``restart_broker``."""
+    return _marked(_OFFERED, hooks)
+
+
 def _marked(mark: str, features: tuple[str, ...]) -> Callable[[_Test], _Test]:
-    unknown = set(features) - ALL_FEATURES.keys()
+    known = vars(Harness) if mark == _OFFERED else ALL_FEATURES
+    unknown = set(features) - known.keys()
     assert not unknown, unknown
 
     def mark_it(test: _Test) -> _Test:

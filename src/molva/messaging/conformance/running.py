@@ -9,7 +9,7 @@ from molva.messaging import (
     Delivery,
     Message,
 )
-from molva.messaging.conformance.harness import Harness, Suite
+from molva.messaging.conformance.harness import Harness, Suite, needs
 from molva.messaging.conformance.waiting import (
     PATIENCE,
     bodies,
@@ -97,6 +97,7 @@ class Running(Suite):
 
         assert most == 3
 
+    @needs("in-process")
     async def test_run_works_one_key_one_after_the_other(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()
         await topic.send_many(numbered(10))
@@ -130,7 +131,7 @@ class Running(Suite):
 
         gaps = [later - earlier for earlier, later in itertools.pairwise(tried_at)]
         for gap, longest in zip(gaps, (0.5, 1.0, 2.0, 4.0), strict=True):
-            assert 0.75 * longest <= gap <= longest + 0.1
+            assert 0.75 * longest <= gap <= longest + h.slack
 
     async def test_run_gives_up_after_the_last_attempt(self, h: Harness) -> None:
         h.stop_clock()
@@ -169,6 +170,7 @@ class Running(Suite):
 
         assert attempts == [1, 2, 3, 4]
 
+    @needs("in-process")
     async def test_run_keeps_the_order_of_a_key_over_retries(self, h: Harness) -> None:
         h.stop_clock()
         topic, subscription = await h.topic(), await h.subscription()
@@ -250,8 +252,8 @@ class Running(Suite):
                 await running
 
         again = await h.rest(subscription)
-        assert bodies(again) == [b"1", b"2", b"3"]
-        assert again[0].attempt == 2
+        assert h.placed(bodies(again)) == [b"1", b"2", b"3"]
+        assert {d.message.body: d.attempt for d in again}[b"1"] == 2
 
     async def test_a_cancelled_run_gives_everything_back(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()
@@ -273,6 +275,7 @@ class Running(Suite):
         assert {d.attempt for d in again} == {1}
         for key in ("a", "b"):
             numbers = [int(d.message.body) for d in again if d.message.key == key]
+            numbers = numbers if h.can("in-place") else sorted(numbers)
             assert numbers == list(range("ab".index(key), 10, 2))
 
     async def test_a_run_cancelled_at_any_moment_gives_everything_back(self, h: Harness) -> None:
@@ -325,7 +328,7 @@ class Running(Suite):
                     subscription.stop()
 
         assert got == [b"1", b"2", b"3"]
-        assert bodies(await h.rest(subscription)) == [b"4", b"5"]
+        assert h.placed(bodies(await h.rest(subscription))) == [b"4", b"5"]
 
     async def test_close_ends_an_iteration(self, h: Harness) -> None:
         subscription = await h.subscription()
