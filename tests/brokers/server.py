@@ -115,7 +115,7 @@ class Server:
         for each in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.send_signal(signal.SIGKILL)
-        psutil.wait_procs(victims, timeout=_STOP_SECONDS)
+        _wait_ended(victims)
         self._forget()
 
     def pause(self) -> None:
@@ -137,8 +137,7 @@ class Server:
         for each in family[:1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.send_signal(self.kind.stop_signal)
-        _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-        if alive:
+        if not _wait_ended(family):
             self.kill()
         self._forget()
 
@@ -153,11 +152,9 @@ class Server:
 
     def _family(self) -> list[psutil.Process]:
         """Return the main process and then those that it started; none if it is gone."""
-        if self._process is None:
+        if self._process is None or not _is_alive(self._process):
             return []
         try:
-            if not self._process.is_running() or self._process.status() == psutil.STATUS_ZOMBIE:
-                return []
             return [self._process, *self._process.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
@@ -166,6 +163,26 @@ class Server:
         if self._child is not None:
             # It has ended; this collects its exit code, whoever was faster.
             self._child.wait(_STOP_SECONDS)
+
+
+def _wait_ended(processes: list[psutil.Process]) -> bool:
+    """Wait until all have ended; False if that takes too long."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    for process in processes:
+        # Ended is enough: orphans wait for the system's first process to collect them, and
+        # inside a container that may take it seconds.
+        while _is_alive(process):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+    return True
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def ensure_local(kind: Kind) -> None:

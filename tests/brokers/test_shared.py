@@ -28,7 +28,7 @@ async def test_postgresql_syncs_its_commits(postgresql_url: str) -> None:
 def test_kafka_makes_no_topic_that_nobody_asked_for(kafka_url: str) -> None:
     servers = {"bootstrap.servers": kafka_url.removeprefix("kafka://")}
     failed: list[str] = []
-    producer = Producer({**servers, "message.timeout.ms": 10_000})
+    producer = Producer({**servers, "topic.metadata.propagation.max.ms": 300})
     producer.produce(
         "misspelt", b"7", on_delivery=lambda error, _: failed.append(error.name() if error else "")
     )

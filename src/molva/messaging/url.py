@@ -61,6 +61,8 @@ Kind = Literal["topic", "queue"]
 # Scheme to (module, extra that brings its client library). The only global state here.
 _DRIVERS: Final[dict[str, tuple[str, str | None]]] = {
     "memory": ("molva.messaging.drivers.memory", None),
+    "redis": ("molva.messaging.drivers.redis", "redis"),
+    "rediss": ("molva.messaging.drivers.redis", "redis"),
     "sqlite": ("molva.messaging.drivers.sqlite", None),
 }
 
@@ -253,6 +255,8 @@ def check_features(
         needed.add(url.discipline)
     if url.delivery == "at-most-once":
         needed.add("at-most-once")
+    # Read by the driver, whose options differ; what it asks for is the same everywhere.
+    needed |= {url.options.get("start", "")} & {"earliest", "latest"}
     for feature in sorted(needed - capabilities.features):
         raise UnsupportedFeatureError(
             f"{url}: a {kind} there, as it was opened, has no {feature!r} "

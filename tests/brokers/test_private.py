@@ -1,0 +1,240 @@
+"""A server of a test's own: what each fault does to it, and the ways in."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pytest
+import redis
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from tests.brokers import (
+    Server,
+    make_certificates,
+    private_kafka,
+    private_postgresql,
+    private_redis,
+)
+
+# Not a secret: it opens a server that lives for this test, on loopback.
+PASSWORD = "throw-away"
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[Server]:
+    with private_redis(appendfsync="everysec") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def own_postgresql() -> Iterator[Server]:
+    with private_postgresql(synchronous_commit="off") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def own_kafka() -> Iterator[Server]:
+    with private_kafka(message_max_bytes=2048) as server:
+        yield server
+
+
+def redis_client(server: Server, **options: object) -> "redis.Redis":
+    return redis.Redis.from_url(
+        server.url, decode_responses=True, socket_timeout=0.5, retry=None, **options
+    )
+
+
+def kafka_settings(server: Server) -> dict[str, str | int | float | bool]:
+    return {"bootstrap.servers": f"127.0.0.1:{server.port}"}
+
+
+def test_settings_of_redis_reach_it(own_redis: Server) -> None:
+    with redis_client(own_redis) as client:
+        assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
+
+
+def test_settings_of_kafka_reach_it(own_kafka: Server) -> None:
+    admin = AdminClient(kafka_settings(own_kafka))
+    admin.create_topics([NewTopic("big", 1)])["big"].result(10)
+    failed: list[str] = []
+    producer = Producer(kafka_settings(own_kafka))
+    producer.produce(
+        "big",
+        bytes(4096),
+        on_delivery=lambda error, _: failed.append(error.name() if error else ""),
+    )
+    producer.flush(20)
+
+    assert failed == ["MSG_SIZE_TOO_LARGE"]
+
+
+async def test_settings_of_postgresql_reach_it(own_postgresql: Server) -> None:
+    assert await ask(own_postgresql, "SHOW synchronous_commit") == "off"
+
+
+def test_what_redis_holds_survives_a_kill(own_redis: Server) -> None:
+    with redis_client(own_redis) as client:
+        client.set("killed", "7")
+        before = own_redis.url, own_redis.pid
+
+        own_redis.kill()
+        with pytest.raises(redis.ConnectionError):
+            client.get("killed")
+        own_redis.restart()
+
+        assert client.get("killed") == "7"
+    assert own_redis.url == before[0]
+    assert own_redis.pid != before[1]
+
+
+def test_a_paused_redis_keeps_its_connections_open_without_an_answer(own_redis: Server) -> None:
+    with redis_client(own_redis) as client:
+        client.ping()
+
+        own_redis.pause()
+        with pytest.raises(redis.TimeoutError):
+            client.ping()
+        own_redis.resume()
+
+        assert client.ping()
+
+
+async def test_what_postgresql_committed_survives_a_kill_of_all_its_processes(
+    own_postgresql: Server,
+) -> None:
+    await ask(own_postgresql, "CREATE TABLE killed AS SELECT 7 AS rate")
+    await ask(own_postgresql, "CHECKPOINT")  # synchronous_commit is off here
+    helpers = own_postgresql.process.children()
+    assert helpers
+
+    await asyncio.to_thread(own_postgresql.kill)
+    for helper in helpers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # Ended, and perhaps not yet collected by the system's first process.
+            assert helper.status() == psutil.STATUS_ZOMBIE
+    await asyncio.to_thread(own_postgresql.restart)
+
+    assert await ask(own_postgresql, "SELECT rate FROM killed") == 7
+
+
+async def test_a_paused_postgresql_keeps_its_sessions_open_without_an_answer(
+    own_postgresql: Server,
+) -> None:
+    connection = await asyncpg.connect(own_postgresql.url)
+    try:
+        own_postgresql.pause()
+        answer = asyncio.ensure_future(connection.fetchval("SELECT 7"))
+        done, _ = await asyncio.wait([answer], timeout=0.5)
+        assert not done
+        own_postgresql.resume()
+        assert await answer == 7
+    finally:
+        own_postgresql.resume()
+        await connection.close()
+
+
+def test_a_topic_of_kafka_survives_a_kill(own_kafka: Server) -> None:
+    admin = AdminClient(kafka_settings(own_kafka))
+    admin.create_topics([NewTopic("killed", 2)])["killed"].result(10)
+
+    own_kafka.kill()
+    with pytest.raises(KafkaException):
+        AdminClient({**kafka_settings(own_kafka), "log_level": 0}).list_topics(timeout=1)
+    own_kafka.restart()
+
+    delivered: list[object] = []
+    producer = Producer(kafka_settings(own_kafka))
+    producer.produce("killed", b"7", on_delivery=lambda error, _: delivered.append(error))
+    producer.flush(20)
+    assert delivered == [None]
+
+
+def test_nothing_of_a_private_server_stays() -> None:
+    with private_redis() as server:
+        folder, process = Path(server.data_dir).parent.parent, server.process
+        assert folder.exists()
+
+    assert not folder.exists()
+    assert not process.is_running()
+
+
+def test_redis_behind_tls_asks_for_its_password(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path)
+    with private_redis(password=PASSWORD, certificates=files) as server:
+        assert server.url == f"rediss://:{PASSWORD}@127.0.0.1:{server.port}/0"
+        with redis_client(server, ssl_ca_certs=str(files.authority)) as client:
+            assert client.ping()
+        with (
+            redis.Redis(port=server.port, ssl=True, ssl_ca_certs=str(files.authority)) as stranger,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            stranger.ping()
+
+
+def test_a_certificate_with_another_name_is_refused_by_a_careful_client(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path, ("other.example",))
+    with (
+        private_redis(certificates=files) as server,
+        redis_client(server, ssl_ca_certs=str(files.authority)) as client,
+        pytest.raises(redis.ConnectionError, match="certificate verify failed"),
+    ):
+        client.ping()
+
+
+async def test_postgresql_behind_tls_asks_for_its_password_by_scram(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path)
+    with private_postgresql(password=PASSWORD, certificates=files) as server:
+        trusted = f"{server.url.replace('require', 'verify-full')}&sslrootcert={files.authority}"
+        assert await ask_url(trusted, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await ask_url(trusted.replace(PASSWORD, "wrong"), "SELECT 1")
+        with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+            await ask_url(server.url.replace("require", "disable"), "SELECT 1")
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_kafka_asks_for_its_password(tmp_path: Path, tls: bool) -> None:
+    files = make_certificates(tmp_path) if tls else None
+    with private_kafka(password=PASSWORD, certificates=files) as server:
+        assert server.url == f"kafka://molva:{PASSWORD}@127.0.0.1:{server.port}"
+        settings = {
+            **kafka_settings(server),
+            "security.protocol": "SASL_SSL" if tls else "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": "molva",
+            "log_level": 0,
+        }
+        if files is not None:
+            settings["ssl.ca.location"] = str(files.authority)
+        assert AdminClient({**settings, "sasl.password": PASSWORD}).list_topics(timeout=10).brokers
+        with pytest.raises(KafkaException):
+            AdminClient({**settings, "sasl.password": "wrong"}).list_topics(timeout=2)
+
+
+def test_a_server_that_cannot_start_says_why_with_its_log() -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(Exception, match=r"(?s)redis: it ended with 1.*Bad directive"),
+        private_redis(no_such_setting="7"),
+    ):
+        pass
+    assert time.monotonic() - started < 10
+
+
+async def ask(server: Server, query: str) -> object:
+    return await ask_url(server.url, query)
+
+
+async def ask_url(url: str, query: str) -> object:
+    connection = await asyncpg.connect(url)
+    try:
+        found: object = await connection.fetchval(query)
+        return found
+    finally:
+        await connection.close()
