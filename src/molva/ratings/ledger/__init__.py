@@ -45,6 +45,8 @@ __all__ = [
 # Scheme to the options that its ledger's header documents.
 _OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "sqlite": ("commit", "vfs"),
+    "redis": ("horizon", "prefix", "ca"),
+    "rediss": ("horizon", "prefix", "ca"),
     "postgresql": (
         *("schema", "create", "timeout", "connections", "statement_cache_size"),
         *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "ssl_min_protocol_version"),
@@ -58,7 +60,7 @@ async def open_ledger(url: str) -> Ledger:
 
     Args:
         url: ``sqlite:///var/lib/molva/ledger.db``: three slashes before an absolute path;
-            ``postgresql://user@host/database``.
+            ``postgresql://user@host/database``; ``redis://host:6379/0``.
 
     Raises:
         LedgerURLError: The URL is wrong, or the server that it names refuses it.
@@ -87,6 +89,11 @@ async def open_ledger(url: str) -> Ledger:
                 from molva.ratings.ledger.postgresql import PostgreSQLLedger
 
             return await PostgreSQLLedger.open(parsed)
+        case "redis" | "rediss":
+            with _extra("redis"):
+                from molva.ratings.ledger.redis import RedisLedger
+
+            return await RedisLedger.open(parsed)
         case _:
             return await _open_sqlite(parsed)
 

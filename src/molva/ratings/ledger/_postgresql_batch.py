@@ -7,38 +7,11 @@ happens while other processes hold the campaign's row, not while we do.
 from collections.abc import Sequence
 from typing import Final, final
 
-from molva._base.ids import ID_BYTES
-from molva.ratings.ledger._content import text_hash, text_of
-from molva.ratings.ledger._schema import MAX_RATE
-from molva.ratings.rating import Change, Rating, Submission
+from molva.ratings.ledger._content import text_hash
+from molva.ratings.ledger._refusals import check_id, check_name, check_numbers
+from molva.ratings.rating import Rating, Submission
 
-__all__ = ["RatingColumns", "check_submission"]
-
-# Bytes of a name that an index of PostgreSQL surely holds: a third of a page, less what
-# stands around it.
-_MAX_NAME_BYTES: Final = 2_600
-
-_INT8_MAX: Final = (1 << 63) - 1
-
-
-def check_submission(submission: Submission) -> None:
-    """Raise where the submission can never be stored.
-
-    Raises:
-        ValueError: Says what was refused and what is accepted; likewise TypeError.
-    """
-    id_, entry = submission
-    _check_id(id_)
-    rate = entry.rate if isinstance(entry, Rating | Change) else 0
-    _check_numbers(rate, entry.accepted_at_us)
-    _check_name("campaign", entry.campaign)
-    if isinstance(entry, Rating):
-        _check_name("item", entry.item)
-    else:
-        _check_id(entry.rating_id)
-    text = text_of(entry)
-    if text is not None:
-        text.encode()
+__all__ = ["RatingColumns"]
 
 
 @final
@@ -65,12 +38,12 @@ class RatingColumns:
         for id_, rating in ratings:
             assert isinstance(rating, Rating)
             rate, accepted_at_us = rating.rate, rating.accepted_at_us
-            _check_id(id_)
-            _check_numbers(rate, accepted_at_us)
+            check_id(id_)
+            check_numbers(rate, accepted_at_us)
             item = items.get((rating.campaign, rating.item))
             if item is None:
-                _check_name("campaign", rating.campaign)
-                _check_name("item", rating.item)
+                check_name("campaign", rating.campaign)
+                check_name("item", rating.item)
                 campaigns.setdefault(rating.campaign, [0, 0, 0])
                 item = items[rating.campaign, rating.item] = [len(items) + 1, 0, 0]
             item[1] += 1
@@ -123,28 +96,3 @@ class RatingColumns:
             texts,
             applied_at_us,
         ]
-
-
-def _check_id(id_: bytes) -> None:
-    if type(id_) is not bytes or len(id_) != ID_BYTES:
-        raise ValueError(f"id {id_!r:.60} is refused: {ID_BYTES} bytes are accepted")
-
-
-def _check_numbers(rate: int, accepted_at_us: int) -> None:
-    if type(rate) is not int or not -MAX_RATE <= rate <= MAX_RATE:
-        raise ValueError(
-            f"rate {rate!r:.40} is refused: an integer from {-MAX_RATE:,} to {MAX_RATE:,} "
-            "is accepted"
-        )
-    if type(accepted_at_us) is not int or not 0 <= accepted_at_us <= _INT8_MAX:
-        raise ValueError(f"accepted_at_us {accepted_at_us!r:.40} is refused: microseconds from 0")
-
-
-def _check_name(what: str, name: str) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"{what} {name!r:.40} is no text")
-    if "\0" in name or len(name.encode()) > _MAX_NAME_BYTES:
-        raise ValueError(
-            f"{what} {name!r:.40} is refused: at most {_MAX_NAME_BYTES:,} bytes of UTF-8 without "
-            "U+0000 are accepted"
-        )

@@ -77,7 +77,8 @@ from molva.ratings.ledger._content import (
     text_of,
 )
 from molva.ratings.ledger._postgresql_audit import differences, rebuild
-from molva.ratings.ledger._postgresql_batch import RatingColumns, check_submission
+from molva.ratings.ledger._postgresql_batch import RatingColumns
+from molva.ratings.ledger._refusals import check_submission
 from molva.ratings.ledger._schema import COMMENT, KINDS, SEQ_BITS, SEQ_MASK, decode_distribution
 from molva.ratings.ledger.protocol import (
     Difference,
