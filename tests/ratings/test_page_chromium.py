@@ -127,7 +127,7 @@ class _MemoryCatalog:
     async def put_campaign(self, campaign: Campaign) -> bool:
         raise NotImplementedError
 
-    def revision(self) -> int:
+    async def revision(self) -> int:
         return 1
 
     async def close(self) -> None:

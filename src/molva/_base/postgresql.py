@@ -29,10 +29,9 @@ from urllib.parse import quote, urlencode
 import asyncpg
 
 from molva._base.redaction import redact
-from molva._base.url import ResourceURL, positive_integer, positive_number
+from molva._base.url import POSTGRESQL_LIBPQ_OPTIONS, ResourceURL, positive_integer, positive_number
 
 __all__ = [
-    "URL_OPTIONS",
     "PostgreSQL",
     "PostgreSQLError",
     "PostgreSQLURL",
@@ -58,16 +57,6 @@ _IDLE_TIMEOUT: Final = 5
 _CONNECTIONS: Final = 4
 # Prepared statements that a connection keeps, as asyncpg's own default.
 _STATEMENTS: Final = 100
-
-# libpq's own options, which its manual documents: they go through as they are.
-_LIBPQ_OPTIONS: Final = (
-    *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "ssl_min_protocol_version"),
-    *("target_session_attrs", "passfile"),
-)
-URL_OPTIONS: Final = (
-    *("schema", "create", "timeout", "connections", "statement_cache_size"),
-    *_LIBPQ_OPTIONS,
-)
 
 
 class PostgreSQLError(Exception):
@@ -123,7 +112,7 @@ class PostgreSQLURL:
         """Return what ``url`` says; raises the URL's own error where it is refused.
 
         Args:
-            url: Its options are checked to be among URL_OPTIONS.
+            url: Its options are checked to be among POSTGRESQL_OPTIONS.
             schema: Default for the schema's name.
             timeout: Default for the seconds that a call may take.
         """
@@ -134,7 +123,9 @@ class PostgreSQLURL:
         user = quote(url.user, safe="") if url.user is not None else ""
         password = f":{quote(url.password, safe='')}" if url.password is not None else ""
         at = "@" if user or password else ""
-        passed_on = {name: url.options[name] for name in _LIBPQ_OPTIONS if name in url.options}
+        passed_on = {
+            name: url.options[name] for name in POSTGRESQL_LIBPQ_OPTIONS if name in url.options
+        }
         query = f"?{urlencode(passed_on)}" if passed_on else ""
         database = quote(url.path[1:], safe="")
         return cls(

@@ -60,6 +60,8 @@ async def check_or_make_schema(server: PostgreSQL, kind: str, scripts: Sequence[
                 "migrate' or create=auto makes one"
             )
         await migrate_schema(server, kind, scripts)
+    elif version > len(scripts):
+        raise _newer(server, kind, version, len(scripts))
     elif version < len(scripts):
         raise VersionError(
             f"{server.url.shown}: the {kind} is of version {version}, this molva works with "
@@ -86,6 +88,8 @@ async def migrate_schema(server: PostgreSQL, kind: str, scripts: Sequence[str]) 
                 "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"molva {schema}"
             )
             version = await _version(connection, server, kind) or 0
+            if version > len(scripts):
+                raise _newer(server, kind, version, len(scripts))
             if version == 0:
                 await connection.execute(
                     in_schema(
@@ -108,6 +112,13 @@ async def migrate_schema(server: PostgreSQL, kind: str, scripts: Sequence[str]) 
         raise RefusedError(
             f"{error}; let a role that may do so run 'molva migrate', and grant this one the rest"
         ) from error
+
+
+def _newer(server: PostgreSQL, kind: str, version: int, known: int) -> VersionError:
+    return VersionError(
+        f"{server.url.shown}: the {kind} is of version {version}, newer than {known}, the newest "
+        "that this molva knows; upgrade molva"
+    )
 
 
 async def _version(connection: asyncpg.Connection, server: PostgreSQL, kind: str) -> int | None:

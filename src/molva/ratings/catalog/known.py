@@ -37,7 +37,7 @@ class KnownCampaigns:
         Raises:
             CatalogError: The catalog cannot be read. ``get`` goes on with what was known.
         """
-        revision = self._catalog.revision()
+        revision = await self._catalog.revision()
         if revision != self._revision:
             self._known = {c.name: c for c in await self._catalog.campaigns()}
             self._revision = revision

@@ -104,10 +104,10 @@ class Catalog(Protocol):
         """
         ...
 
-    def revision(self) -> int:
+    async def revision(self) -> int:
         """Return a number that differs whenever any process changed anything in between.
 
-        Cheap: microseconds, no waiting. It may also differ without a change, and compares
+        Cheap: a look at a file, or one round trip. It may also differ without a change, and compares
         only with other answers of this object.
 
         Raises:

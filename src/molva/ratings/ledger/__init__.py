@@ -1,11 +1,10 @@
 """Where ratings are counted: one protocol, opened by URL."""
 
 import asyncio
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final, cast
 
-from molva._base.url import ResourceURL, one_of
+from molva._base.url import POSTGRESQL_OPTIONS, ResourceURL, missing_extra, one_of
 from molva.ratings.ledger.protocol import (
     Difference,
     Ledger,
@@ -47,11 +46,7 @@ _OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "sqlite": ("commit", "vfs"),
     "redis": ("horizon", "prefix", "ca"),
     "rediss": ("horizon", "prefix", "ca"),
-    "postgresql": (
-        *("schema", "create", "timeout", "connections", "statement_cache_size"),
-        *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "ssl_min_protocol_version"),
-        *("target_session_attrs", "passfile"),
-    ),
+    "postgresql": POSTGRESQL_OPTIONS,
 }
 
 
@@ -85,12 +80,12 @@ async def open_ledger(url: str) -> Ledger:
     # Each is loaded only here, so that no ledger needs another one's library.
     match parsed.scheme:
         case "postgresql":
-            with _extra("postgresql"):
+            with missing_extra("postgresql", LedgerURLError):
                 from molva.ratings.ledger.postgresql import PostgreSQLLedger
 
             return await PostgreSQLLedger.open(parsed)
         case "redis" | "rediss":
-            with _extra("redis"):
+            with missing_extra("redis", LedgerURLError):
                 from molva.ratings.ledger.redis import RedisLedger
 
             return await RedisLedger.open(parsed)
@@ -109,7 +104,7 @@ async def migrate_ledger(url: str) -> tuple[int, int] | None:
     """
     parsed = _parsed(url)
     if parsed.scheme == "postgresql":
-        with _extra("postgresql"):
+        with missing_extra("postgresql", LedgerURLError):
             from molva.ratings.ledger.postgresql import migrate_postgresql_ledger
 
         return await migrate_postgresql_ledger(parsed)
@@ -135,16 +130,3 @@ async def _open_sqlite(parsed: ResourceURL) -> Ledger:
         vfs=parsed.options.get("vfs"),
         commit=cast("CommitOn", commit),
     )
-
-
-@contextlib.contextmanager
-def _extra(name: str) -> Iterator[None]:
-    """Say which extra to install where a library is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("molva"):
-            raise
-        raise LedgerURLError(
-            f"{name}: {error.name} is not installed: pip install 'molva[{name}]'"
-        ) from error
