@@ -67,4 +67,4 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
 
 async def test_a_missing_database_is_a_wrong_url(postgresql_url: str) -> None:
     with pytest.raises(CatalogURLError, match="does not exist"):
-        await open_catalog(postgresql_url.replace("/molva", "/nowhere"))
+        await open_catalog(postgresql_url.removesuffix("molva") + "nowhere")

@@ -30,11 +30,13 @@ class RedisHarness(LedgerHarness):
     async def erase_comments(self) -> None:
         async with Redis.from_url(self.base) as client:
             for key in [key async for key in client.scan_iter(f"{self.prefix}:*:log")]:
-                for at, packed in enumerate(await client.lrange(key, 0, -1)):
+                for at, found in enumerate(await client.lrange(key, 0, -1)):
+                    packed = bytes(found)  # type: ignore[arg-type]
                     head = 31 + int.from_bytes(packed[29:31], "big")
                     words = msgspec.msgpack.decode(packed[head:])
                     words[1] = None
-                    await client.lset(key, at, packed[:head] + msgspec.msgpack.encode(words))
+                    erased = packed[:head] + msgspec.msgpack.encode(words)
+                    await client.lset(key, at, erased)  # type: ignore[arg-type]
 
     async def derived(self) -> object:
         raise AssertionError("nothing can be rebuilt")

@@ -204,8 +204,8 @@ class PostgreSQL:
                 connection = await self._connection()
                 try:
                     result = await work(connection)
-                except BaseException:
-                    await self._put_back_after_error(connection)
+                except BaseException as error:
+                    self._put_back_after(error, connection)
                     raise
                 self._idle.append(connection)
                 return result
@@ -214,7 +214,7 @@ class PostgreSQL:
                 f"{self.url.shown}: no answer within {limit:g} s; is the server overloaded, or the "
                 "network broken?"
             ) from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _CLIENT_ERRORS as error:
             raise self._meaning(error) from error
 
     @contextlib.asynccontextmanager
@@ -312,15 +312,16 @@ class PostgreSQL:
             synchronous_standbys=bool(row["standbys"]),
         )
 
-    async def _put_back_after_error(self, connection: asyncpg.Connection) -> None:
+    def _put_back_after(self, error: BaseException, connection: asyncpg.Connection) -> None:
         """Keep a connection that an error left in order; close any other at once."""
-        task = asyncio.current_task()
-        cut_off = task is not None and task.cancelling()
-        if cut_off or connection.is_closed() or connection.is_in_transaction():
+        in_order = isinstance(error, asyncpg.PostgresError) or not isinstance(
+            error, (*_CLIENT_ERRORS, asyncio.CancelledError)
+        )
+        if in_order and not connection.is_closed() and not connection.is_in_transaction():
+            self._idle.append(connection)
+        else:
             # Also tells the server to stop what it does for us, where it can still be told.
             connection.terminate()
-        else:
-            self._idle.append(connection)
 
     # --------------------------------------------------------------------- errors
 
@@ -345,6 +346,15 @@ class PostgreSQL:
         return error
 
 
+# What asyncpg raises where the server refuses, the connection breaks, or a call was made on
+# one that is breaking.
+_CLIENT_ERRORS: Final = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 # SQLSTATEs, or their first two characters, after which trying again later may help.
 _PASSING: Final = frozenset(
     {
@@ -365,7 +375,7 @@ _REFUSING: Final = frozenset({"28", "3D", "42501", "3F"})
 async def _close(connection: asyncpg.Connection) -> None:
     try:
         await connection.close(timeout=1.0)
-    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except _CLIENT_ERRORS:  # TimeoutError is an OSError
         connection.terminate()
 
 

@@ -30,6 +30,8 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
 )
@@ -303,7 +305,7 @@ class RedisLink:
         """Raise where an error is the server's state and not the command's."""
         found = self._explained(error)
         if found is not error:
-            if str(error).startswith("READONLY"):
+            if isinstance(error, ReadOnlyError):
                 # It was a primary once: whoever is it now may stand behind the same name.
                 await self._disconnect()
             raise found from error
@@ -311,7 +313,7 @@ class RedisLink:
     def _explained(self, error: BaseException) -> BaseException:
         """Return what an error means, for people; the error itself where it says enough."""
         text = str(error)
-        word = text.split(" ", 1)[0]
+        word = _WORDS.get(type(error)) or text.split(" ", 1)[0]
         refused = (
             AuthenticationError,
             AuthenticationWrongNumberOfArgsError,
@@ -358,6 +360,10 @@ _PASSING: Final = {
     "MOVED": "these keys are on another node of its cluster; give that one's address",
     "ASK": "its cluster is moving these keys",
 }
+
+
+# redis-py makes errors of their own of these and drops the word.
+_WORDS: Final[dict[type, str]] = {OutOfMemoryError: "OOM", ReadOnlyError: "READONLY"}
 
 
 def _is_missing(reply: object) -> bool:

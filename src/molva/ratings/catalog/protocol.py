@@ -107,8 +107,8 @@ class Catalog(Protocol):
     async def revision(self) -> int:
         """Return a number that differs whenever any process changed anything in between.
 
-        Cheap: a look at a file, or one round trip. It may also differ without a change, and compares
-        only with other answers of this object.
+        Cheap: a look at a file, or one round trip. It may also differ without a change, and
+        compares only with other answers of this object.
 
         Raises:
             CatalogError: The catalog failed.

@@ -47,6 +47,7 @@ Design:
     number instead of time (then nobody can say when a redelivery counts twice).
 """
 
+import asyncio
 import contextlib
 import logging
 import struct
@@ -114,6 +115,9 @@ _ENTRIES_A_PAGE: Final = 1_000
 # 1,000 takes some 10 ms.
 _PATIENCE: Final = 4.0
 
+# Seconds that a read may take at most, its turn included. Somebody waits for the answer.
+_READ_TIMEOUT: Final = 5.0
+
 _OUTCOMES: Final = {
     ord("A"): Outcome.APPLIED,
     ord("D"): Outcome.DUPLICATE,
@@ -178,6 +182,7 @@ class RedisLedger:
         self._reading = reading
         self._prefix = prefix
         self._horizon = horizon
+        self._turn = asyncio.Lock()
         self._closed = False
         self._named: set[str] = set()
         self.capabilities: Final = LedgerCapabilities(
@@ -397,8 +402,16 @@ class RedisLedger:
 
     async def _read_key(self, *command: Any) -> Any:
         self._check_open()
-        with _translated(self._address, opening=False):
-            return await self._reading.call(*command)
+        try:
+            # In our own line, so that whoever gives up leaves it: a server that answers
+            # nothing would else collect readers for as long as it is away.
+            async with asyncio.timeout(_READ_TIMEOUT), self._turn:
+                with _translated(self._address, opening=False):
+                    return await self._reading.call(*command)
+        except TimeoutError as error:
+            raise LedgerUnavailableError(
+                f"{self._address}: no answer within {_READ_TIMEOUT:g} s"
+            ) from error
 
     def _key(self, campaign: str) -> str:
         # Quoted: a brace in the name would end the hash tag.
