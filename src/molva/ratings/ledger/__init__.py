@@ -37,6 +37,7 @@ __all__ = [
     "LedgerVersionError",
     "Outcome",
     "Total",
+    "best_capabilities",
     "migrate_ledger",
     "open_ledger",
 ]
@@ -48,6 +49,13 @@ _OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "rediss": ("horizon", "prefix", "ca"),
     "postgresql": POSTGRESQL_OPTIONS,
 }
+
+
+def best_capabilities() -> dict[str, LedgerCapabilities]:
+    """Return what each ledger can do at best, by its scheme. Loads all their libraries."""
+    from molva.ratings.ledger import postgresql, redis, sqlite
+
+    return {"sqlite": sqlite.BEST, "postgresql": postgresql.BEST, "redis": redis.BEST}
 
 
 async def open_ledger(url: str) -> Ledger:

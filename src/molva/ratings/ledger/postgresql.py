@@ -48,6 +48,7 @@ Design:
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Final, TypeVar, final
 
@@ -95,9 +96,18 @@ from molva.ratings.ledger.protocol import (
 )
 from molva.ratings.rating import Change, Rating, Submission
 
-__all__ = ["PostgreSQLLedger", "migrate_postgresql_ledger"]
+__all__ = ["BEST", "PostgreSQLLedger", "migrate_postgresql_ledger"]
 
 T = TypeVar("T")
+
+# What a ledger in PostgreSQL can do at best: the server's settings decide what is survived.
+BEST: Final = LedgerCapabilities(
+    survives=frozenset({"kill", "power", "node"}),
+    history=True,
+    window=None,
+    horizon_seconds=None,
+    ids="ledger",
+)
 
 # A script for each version. One that was released never changes.
 _SCRIPTS: Final = ("_postgresql_1.sql",)
@@ -184,13 +194,7 @@ class PostgreSQLLedger:
         """What the ledger can do, with the settings that the last connection found."""
         settings = self._server.settings
         assert settings is not None, "open connects"
-        return LedgerCapabilities(
-            survives=settings.survives(),
-            history=True,
-            window=None,
-            horizon_seconds=None,
-            ids="ledger",
-        )
+        return replace(BEST, survives=settings.survives())
 
     # --------------------------------------------------------------- writing
 

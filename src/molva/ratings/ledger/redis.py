@@ -52,7 +52,7 @@ import contextlib
 import logging
 import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Final, final
 from urllib.parse import quote
@@ -90,7 +90,7 @@ from molva.ratings.ledger.protocol import (
 )
 from molva.ratings.rating import Change, Rating, Submission
 
-__all__ = ["HourlyCount", "RedisLedger"]
+__all__ = ["BEST", "HourlyCount", "RedisLedger"]
 
 _logger: Final = logging.getLogger("molva.ratings")
 
@@ -103,6 +103,15 @@ _HORIZON: Final = 259_200
 # The shortest that is accepted: a day for which workers may be down between a rating's first
 # delivery and its second, an hour for which clients try again. There is no spool.
 _SHORTEST_HORIZON: Final = 86_400 + 3_600
+
+# What a ledger in Redis can do at best: the server's settings decide what is survived.
+BEST: Final = LedgerCapabilities(
+    survives=frozenset({"kill", "power"}),
+    history=False,
+    window=_WINDOW,
+    horizon_seconds=float(_HORIZON),
+    ids="campaign",
+)
 
 # The library's text. Loaded into a server that turns out not to have it.
 _LIBRARY: Final = FunctionLibrary(
@@ -185,12 +194,8 @@ class RedisLedger:
         self._turn = asyncio.Lock()
         self._closed = False
         self._named: set[str] = set()
-        self.capabilities: Final = LedgerCapabilities(
-            survives=facts.survives,
-            history=False,
-            window=_WINDOW,
-            horizon_seconds=float(horizon),
-            ids="campaign",
+        self.capabilities: Final = replace(
+            BEST, survives=facts.survives, horizon_seconds=float(horizon)
         )
 
     @classmethod
