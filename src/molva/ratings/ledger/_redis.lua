@@ -54,7 +54,10 @@ local function read_campaign(prefix)
     end
     return {
         seq = found[1], corrected = found[2],
-        whole = {name = '', count = found[3], sum = found[4], d_count = found[5], d_sum = found[6]},
+        whole = {
+            name = '', count = found[3], sum = found[4], d_count = found[5], d_sum = found[6],
+            first_count = found[3], first_sum = found[4],
+        },
     }
 end
 
@@ -66,6 +69,7 @@ local function read_item(prefix, item)
         scope.count, scope.sum = tonumber(count), tonumber(sum)
         scope.d_count, scope.d_sum = tonumber(d_count), tonumber(d_sum)
     end
+    scope.first_count, scope.first_sum = scope.count, scope.sum
     return scope
 end
 
@@ -111,7 +115,7 @@ local function begin(prefix, window, stretch)
         prefix = prefix, window = window, slots = window + 1,
         stretch = stretch, campaign = campaign, first_seq = campaign.seq, items = {},
         known = {}, log = {}, news = {}, amended = {}, nets = {}, shifts = {}, rates = {},
-        rings = {}, hours = {},
+        rings = {},
     }, Batch)
 end
 
@@ -160,7 +164,7 @@ function Batch:count(scope, rate, seq)
     run[#run + 1] = struct.pack(RECORD, seq, scope.sum)
 end
 
-function Batch:rate(submission, hour)
+function Batch:rate(submission)
     local item, rate = self:item(submission.item), submission.rate
     -- The row of a rating holds its own position.
     self.campaign.whole.count = self.campaign.whole.count + 1
@@ -171,10 +175,6 @@ function Batch:rate(submission, hour)
     if submission.comment ~= '' then
         self:append(COMMENT, '', 0, seq, 0, submission.comment)
     end
-    add(self.hours, hour, 'n', 1)
-    add(self.hours, hour, 's', rate)
-    add(self.hours, hour, 'n/' .. item.item, 1)
-    add(self.hours, hour, 's/' .. item.item, rate)
     return seq
 end
 
@@ -309,7 +309,7 @@ local function push(command, key, words)
     end
 end
 
-function Batch:write(horizon, width)
+function Batch:write(width, hour)
     local prefix, campaign = self.prefix, self.campaign
     if #self.news == 0 then
         return
@@ -354,14 +354,24 @@ function Batch:write(horizon, width)
         end
     end
     self:write_corrections()
-    for hour, numbers in pairs(self.hours) do
-        local day = math.floor(hour / 24)
-        local key = prefix .. 'hours:' .. day
-        for name, number in pairs(numbers) do
-            redis.call('HINCRBY', key, hour % 24 .. '/' .. name, number)
+    self:write_hour(hour)
+end
+
+-- All of a batch was applied in one hour.
+function Batch:write_hour(hour)
+    local day = math.floor(hour / 24)
+    local key = self.prefix .. 'hours:' .. day
+    local function count(scope, suffix)
+        if scope.count > scope.first_count then
+            redis.call('HINCRBY', key, hour % 24 .. '/n' .. suffix, scope.count - scope.first_count)
+            redis.call('HINCRBY', key, hour % 24 .. '/s' .. suffix, scope.sum - scope.first_sum)
         end
-        redis.call('EXPIREAT', key, (day + 1) * 86400 + HOURS_KEPT)
     end
+    count(self.campaign.whole, '')
+    for name, scope in pairs(self.items) do
+        count(scope, '/' .. name)
+    end
+    redis.call('EXPIREAT', key, (day + 1) * 86400 + HOURS_KEPT)
 end
 
 -- Corrections of ratings that are no longer kept one by one are dropped now and then: their
@@ -422,7 +432,6 @@ local function apply(keys, args)
     -- The server's own clock: those of the workers differ.
     local stretch = math.floor(tonumber(redis.call('TIME')[1]) / width)
     local batch = begin(keys[1], tonumber(args[2]), stretch)
-    local hour = math.floor(tonumber(args[1]) / 3.6e9)
     local submissions, ids = {}, {}
     for i = 4, #args do
         local submission = unpacked(args[i])
@@ -439,13 +448,13 @@ local function apply(keys, args)
         if value and string.sub(value, 1, 1) == 'e' then
             outcomes[i] = string.sub(value, 2, 9) == submission.hash and 'D' or 'C'
         elseif submission.kind == RATING then
-            batch:remember(submission.id, 'e', submission.hash, batch:rate(submission, hour))
+            batch:remember(submission.id, 'e', submission.hash, batch:rate(submission))
             outcomes[i] = 'A'
         else
             outcomes[i] = batch:apply_to_rating(submission)
         end
     end
-    batch:write(horizon, width)
+    batch:write(width, math.floor(tonumber(args[1]) / 3.6e9))
     return table.concat(outcomes)
 end
 

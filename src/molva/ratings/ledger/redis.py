@@ -36,7 +36,7 @@ Design:
     A campaign's part of a batch is one call of one function (``_redis.lua``): ids, window,
     counters and ``as_of`` change together or not at all. Other clients never see half of it,
     and a client that dies between two calls leaves nothing half done, because there are no
-    two. A batch of several campaigns is a call for each: they may lie on several nodes.
+    two. A batch of several campaigns is a call for each, sent together.
 
     A ring of running sums makes the sum of any last n two look-ups. It is one string for
     each scope, so appending a batch is one SETRANGE, and a full one takes 140 KB.
@@ -51,7 +51,7 @@ import asyncio
 import contextlib
 import logging
 import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Final, final
@@ -239,29 +239,39 @@ class RedisLedger:
                 words.append(b"")
             else:
                 parts.setdefault(submission.entry.campaign, []).append(at)
-        for campaign, places in parts.items():
-            found = await self._apply_part(campaign, [words[at] for at in places], applied_at_us)
-            for at, letter in zip(places, found, strict=True):
+        replies = await self._apply_parts(
+            {campaign: [words[at] for at in places] for campaign, places in parts.items()},
+            applied_at_us,
+        )
+        for places, letters in zip(parts.values(), replies, strict=True):
+            for at, letter in zip(places, letters, strict=True):
                 outcomes[at] = self._outcome(letter)
         return [outcome for outcome in outcomes if outcome is not None]
 
-    async def _apply_part(self, campaign: str, words: list[bytes], applied_at_us: int) -> bytes:
-        with _translated(self._address, opening=False):
-            if campaign not in self._named:
-                # Before its first rating: a campaign that nobody lists would not be audited.
-                await self._writing.call("SADD", self._campaigns_key(), campaign)
-                self._named.add(campaign)
-            command = _LIBRARY.call(
-                "apply",
-                [self._key(campaign)],
-                applied_at_us,
-                _WINDOW,
-                self._horizon,
-                *words,
+    async def _apply_parts(
+        self, parts: Mapping[str, Sequence[bytes]], applied_at_us: int
+    ) -> list[bytes]:
+        """Apply each campaign's part; they travel together and share one fsync."""
+        if not parts:
+            return []
+        # Before its first rating: a campaign that nobody lists would not be audited.
+        names = [name for name in parts if name not in self._named]
+        commands: list[tuple[object, ...]] = []
+        if names:
+            commands.append(("SADD", self._campaigns_key(), *names))
+        for campaign, words in parts.items():
+            key = self._key(campaign)
+            commands.append(
+                _LIBRARY.call("apply", [key], applied_at_us, _WINDOW, self._horizon, *words)
             )
-            reply = await self._writing.call(*command, patience=_PATIENCE)
-        assert isinstance(reply, bytes)
-        return reply
+        with _translated(self._address, opening=False):
+            replies = await self._writing.call_many(commands, patience=_PATIENCE)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    # Other parts may have been applied: their ids make trying again safe.
+                    raise reply
+        self._named.update(names)
+        return replies[len(commands) - len(parts) :]
 
     def _outcome(self, letter: int) -> Outcome | Exception:
         if letter == _TOO_OLD:
