@@ -8,12 +8,14 @@ from benchmarks.ledger import ledger
 from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
+from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
 
 MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "service": service,
     "minute": minute,
     "idle": idle,
+    "scaled": scaled,
     "messaging": messaging,
     "queues": queues,
     "ledger": ledger,

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, NamedTuple, Protocol, final
 
+from molva._base.clock import Clock
 from molva.messaging.message import Message
 
 __all__ = [
     "ALL_FEATURES",
     "Action",
     "Capabilities",
+    "Clock",
     "ConsumerDriver",
     "DeadLetter",
     "Outcome",
@@ -226,9 +228,7 @@ class Capabilities:
             found.add("stat")
         if self.stat == "exact":
             found.add("exact-stat")
-        found |= {
-            name for name in ("delay", "deletes", "peek", "purge", "replay") if getattr(self, name)
-        }
+        found |= {name for name in _YES_OR_NO if getattr(self, name)}
         if "fifo" in self.disciplines:
             found.add("aggregated")
         return frozenset(found)
