@@ -226,9 +226,7 @@ class Capabilities:
             found.add("stat")
         if self.stat == "exact":
             found.add("exact-stat")
-        found |= {
-            name for name in ("delay", "deletes", "peek", "purge", "replay") if getattr(self, name)
-        }
+        found |= {name for name in _YES_OR_NO if getattr(self, name)}
         if "fifo" in self.disciplines:
             found.add("aggregated")
         return frozenset(found)
