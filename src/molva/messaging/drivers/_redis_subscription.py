@@ -30,7 +30,15 @@ from molva.messaging.drivers._redis_messages import (
     message_of_fields,
 )
 from molva.messaging.drivers._redis_opening import RedisServer, new_consumer_name, translated
-from molva.messaging.drivers._redis_waiting import BATCH, Patience, outcomes_of
+from molva.messaging.drivers._redis_waiting import (
+    BATCH,
+    KEEP,
+    Patience,
+    in_background,
+    outcomes_of,
+    returns,
+    taken_from,
+)
 from molva.messaging.errors import TopicNotFoundError, UnavailableError
 from molva.messaging.message import Message
 
@@ -46,10 +54,6 @@ _LOOK: Final = 1.0
 # It matters for removing a subscription, and for forgetting consumers that hold nothing.
 _ALIVE: Final = 15.0
 _BEAT: Final = 4.0
-
-# Seconds for which messages are kept that a receive was cancelled for, until the next one
-# asks; then they are given back.
-_KEEP: Final = 0.2
 
 
 @final
@@ -108,7 +112,7 @@ class RedisSubscription:
         try:
             while not self._closed:
                 if self._ready:
-                    return self._hand_over(limit)
+                    return taken_from(self._ready, limit)
                 try:
                     with translated():
                         left = patience.left()
@@ -122,22 +126,14 @@ class RedisSubscription:
             return []
         finally:
             self._receivers -= 1
-            self._leave_nothing_waiting()
-
-    def _hand_over(self, limit: int) -> list[RawDelivery]:
-        ready = self._ready
-        if len(ready) <= limit:
-            found = list(ready)
-            ready.clear()
-            return found
-        return [ready.popleft() for _ in range(limit)]
+            if not self._receivers and not self._closed and (self._ready or self._is_reading()):
+                in_background(self._tidy_up())
 
     async def _read(self, limit: int, wait: float) -> bool:
         """Let one read come to its end; return whether it was ours or another receive's."""
         ours = self._reading is None or self._reading.done()
         if ours:
-            self._reading = asyncio.ensure_future(self._read_some(limit, wait))
-            self._reading.add_done_callback(_forget)
+            self._reading = in_background(self._read_some(limit, wait))
         elif wait <= 0 or self._must_look or self._receivers == 1:
             # Begun by a receive that was cancelled, or that has more time than we have.
             await self._unblock()
@@ -302,26 +298,18 @@ class RedisSubscription:
             with contextlib.suppress(Exception):
                 await self._link.call("CLIENT", "UNBLOCK", self._reads.client_id)
 
-    def _leave_nothing_waiting(self) -> None:
-        """See to it that a cancelled receive keeps nothing from others."""
-        if self._closed or self._receivers:
-            return
-        blocked = self._reading is not None and not self._reading.done()
-        if blocked or self._ready:
-            _keep(self._tidy_up(blocked))
+    def _is_reading(self) -> bool:
+        return self._reading is not None and not self._reading.done()
 
-    async def _tidy_up(self, blocked: bool) -> None:
-        if blocked:
+    async def _tidy_up(self) -> None:
+        """Give back what a cancelled receive has taken, unless another one asks for it soon."""
+        if self._is_reading():
             await self._unblock()
-        await asyncio.sleep(_KEEP)
+        await asyncio.sleep(KEEP)
         if self._receivers or self._closed or not self._ready:
             return
-        returned = [
-            Settlement(raw.token, Action.RETURN, attempt=raw.attempt) for raw in self._ready
-        ]
-        self._ready.clear()
         with contextlib.suppress(UnavailableError):
-            await self.settle_batch(returned)
+            await self.settle_batch(returns(taken_from(self._ready, len(self._ready))))
 
     # Settling ---------------------------------------------------------------------------
 
@@ -443,8 +431,7 @@ class RedisSubscription:
         """Say that this consumer is there, now and from time to time."""
         with translated():
             await self._say_here()
-        self._beating = asyncio.ensure_future(self._beat())
-        self._beating.add_done_callback(_forget)
+        self._beating = in_background(self._beat())
 
     async def _beat(self) -> None:
         while True:
@@ -523,19 +510,3 @@ def _settling(settlement: Settlement) -> tuple[Any, ...]:
         return (id_, turn, action, 0, settlement.attempt, settlement.reason)
     delay = max(0, round(settlement.delay * 1e3))
     return (id_, turn, "back", delay, settlement.next_attempt - 1, "")
-
-
-# Tasks that nobody waits for; the loop itself keeps no strong reference.
-_background: Final[set[asyncio.Future[Any]]] = set()
-
-
-def _keep(coroutine: Any) -> None:
-    task = asyncio.ensure_future(coroutine)
-    _background.add(task)
-    task.add_done_callback(_background.discard)
-    task.add_done_callback(_forget)
-
-
-def _forget(task: "asyncio.Future[Any]") -> None:
-    if not task.cancelled():
-        task.exception()
