@@ -33,6 +33,7 @@ __all__ = [
 _LENGTH_BYTES: Final = 4
 _META_AT: Final = 1 + ID_BYTES + _LENGTH_BYTES
 _NO_META: Final = bytes(_LENGTH_BYTES)
+_PLAIN: Final = b"0"
 _DIGITS: Final = tuple(b"%d" % digit for digit in range(10))
 
 
@@ -151,18 +152,19 @@ def string_of(message: Message) -> bytes:
     return b"".join((_DIGITS[message.priority], message.id, length, meta, message.body))
 
 
-def message_of_string(text: bytes, at: int = 0) -> Message:
-    """Return the message that a string holds from ``at`` on.
+def message_of_string(text: bytes) -> Message:
+    """Return the message that a string holds.
 
     Raises:
         ForeignEntryError: Somebody else has written it.
     """
+    if text.startswith(_PLAIN) and text[_META_AT - _LENGTH_BYTES : _META_AT] == _NO_META:
+        return Message(text[_META_AT:], text[1 : 1 + ID_BYTES])
     try:
-        meta_at = at + _META_AT
-        body_at = meta_at + int.from_bytes(text[meta_at - _LENGTH_BYTES : meta_at], "big")
-        id_ = text[at + 1 : at + 1 + ID_BYTES]
-        if len(id_) != ID_BYTES or body_at > len(text):
+        body_at = _META_AT + int.from_bytes(text[_META_AT - _LENGTH_BYTES : _META_AT], "big")
+        if not _META_AT <= body_at <= len(text):
             raise ForeignEntryError("it is too short")
-        return _made(id_, text[body_at:], text[meta_at:body_at], int(text[at : at + 1]))
+        meta = text[_META_AT:body_at]
+        return _made(text[1 : 1 + ID_BYTES], text[body_at:], meta, int(text[:1]))
     except (ValueError, TypeError, AttributeError) as error:
         raise ForeignEntryError(f"it cannot be read: {error}") from error

@@ -46,8 +46,8 @@ _logger: Final = logging.getLogger("molva.messaging")
 # was killed, and for what nobody woke it for.
 _LOOK: Final = 1.0
 
-# Digits of when a message was stored, which stand before it.
-_STAMP: Final = 16
+# Microseconds in one step of an offset, which is when the message was stored.
+_STEP_US: Final = 10
 
 
 @final
@@ -188,14 +188,13 @@ class RedisQueue:
 
     async def _take_some(self, limit: int) -> float | None:
         reply = await self._ask("take", limit, round(self.lease * 1e6))
-        for at in range(1, len(reply), 4):
-            offset, turn, attempt, text = reply[at : at + 4]
-            self._held[offset] = (turn, attempt)
-            self._ready.append(
-                RawDelivery(
-                    message_of_string(text, _STAMP), attempt, (offset, turn), int(text[:_STAMP])
-                )
-            )
+        held, ready = self._held, self._ready
+        for offset, turn, attempt, text in zip(
+            reply[1::4], reply[2::4], reply[3::4], reply[4::4], strict=True
+        ):
+            held[offset] = (turn, attempt)
+            message = message_of_string(text)
+            ready.append(RawDelivery(message, attempt, (offset, turn), offset * _STEP_US))
         return None if reply[0] < 0 else reply[0] / 1e6
 
     def _is_taking(self) -> bool:
@@ -238,7 +237,8 @@ class RedisQueue:
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs, all of them together."""
-        if all(settlement.action is Action.ACK for settlement in settlements):
+        ack = Action.ACK
+        if all(settlement.action is ack for settlement in settlements):
             lost = await self._call_parts("ack", [s.token for s in settlements])
         else:
             lost = await self._call_parts("settle", [_settling(s) for s in settlements])
@@ -294,12 +294,14 @@ class RedisQueue:
             reply = await self._ask("peek", limit)
         return [
             Peeked(
-                message_of_string(text, _STAMP),
+                message_of_string(text),
                 cast(Literal["ready", "held", "delayed"], state.decode()),
                 attempts,
-                int(text[:_STAMP]),
+                offset * _STEP_US,
             )
-            for state, attempts, text in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+            for state, attempts, offset, text in zip(
+                reply[::4], reply[1::4], reply[2::4], reply[3::4], strict=True
+            )
         ]
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
@@ -308,14 +310,14 @@ class RedisQueue:
             reply = await self._ask("dead", limit)
         return [
             DeadLetter(
-                message_of_string(text, _STAMP),
+                message_of_string(text),
                 reason.decode(),
                 attempts,
                 int(died),
                 f"queue {self._name}",
-                int(text[:_STAMP]),
+                offset * _STEP_US,
             )
-            for attempts, died, reason, text in reply
+            for attempts, died, reason, offset, text in reply
         ]
 
     async def replay(self, ids: Collection[bytes] | None, limit: int) -> int:

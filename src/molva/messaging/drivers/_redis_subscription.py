@@ -86,8 +86,8 @@ class RedisSubscription:
         self._clock = clock
         # Read by the server's account, and not handed over yet.
         self._ready: deque[RawDelivery] = deque()
-        # What is ours, ready or handed over: entry to turn.
-        self._held: dict[str, int] = {}
+        # The tokens of what is ours, ready or handed over.
+        self._held: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
         self._receivers = 0
         # Whether the reply to a read was lost, and with it what the server has given us.
@@ -192,36 +192,46 @@ class RedisSubscription:
             else:
                 self._wakes += [id_ for id_, _ in entries]
                 self._must_look = True
-        bad = self._add((id_.decode(), 1, 1, fields) for id_, fields in fresh)
-        read = list(self._ready)
-        self._ready.clear()
-        try:
-            if self._must_look:
-                # They are older than what was read now.
+        bad = self._add_fresh(fresh)
+        if self._must_look:
+            # What came again is older than what was read now.
+            read = taken_from(self._ready, len(self._ready))
+            try:
                 await self._look(limit)
-        finally:
-            self._ready.extend(read)
+            finally:
+                self._ready.extend(read)
         await self._settle_foreign(bad)
 
-    def _add(self, entries: Any) -> list[Settlement]:
-        """Add entries to what is ready; return how those end that are none of ours."""
+    def _add_fresh(self, entries: list[list[Any]]) -> list[Settlement]:
+        """Add what was read for the first time; return how those end that are none of ours."""
         bad: list[Settlement] = []
-        group = self._group
-        for id_, turn, attempt, fields in entries:
-            self._held[id_] = turn
-            token = f"{id_}/{turn}"
-            try:
-                message, only = message_of_fields(fields)
-            except ForeignEntryError as error:
-                reason = f"undecodable: {error}"
-                bad.append(Settlement(token, Action.REJECT, reason=reason, attempt=attempt))
-                continue
-            if only is not None and only != group:
-                bad.append(Settlement(token, Action.ACK))
-                continue
-            stored_at_us = int(id_.partition("-")[0]) * 1000
-            self._ready.append(RawDelivery(message, attempt, token, stored_at_us))
+        ready, held = self._ready, self._held
+        for id_, fields in entries:
+            # The usual case without detours: this is run for every message.
+            if len(fields) == 4 and fields[2] == b"body" and len(fields[1]) == ID_BYTES:
+                text = id_.decode()
+                token = text + "/1"
+                held.add(token)
+                message = Message(fields[3], fields[1])
+                ready.append(RawDelivery(message, 1, token, int(text[: text.index("-")]) * 1000))
+            else:
+                bad += self._add(id_.decode(), 1, 1, fields)
         return bad
+
+    def _add(self, id_: str, turn: int, attempt: int, fields: Sequence[bytes]) -> list[Settlement]:
+        """Add one entry; return how it ends where it is none of ours."""
+        token = f"{id_}/{turn}"
+        self._held.add(token)
+        try:
+            message, only = message_of_fields(fields)
+        except ForeignEntryError as error:
+            reason = f"undecodable: {error}"
+            return [Settlement(token, Action.REJECT, reason=reason, attempt=attempt)]
+        if only is not None and only != self._group:
+            return [Settlement(token, Action.ACK)]
+        stored_at_us = int(id_.partition("-")[0]) * 1000
+        self._ready.append(RawDelivery(message, attempt, token, stored_at_us))
+        return []
 
     async def _settle_foreign(self, bad: list[Settlement]) -> None:
         if not bad:
@@ -253,8 +263,8 @@ class RedisSubscription:
         now = self._clock.monotonic()
         due = _LOOK if due_ms < 0 else min(_LOOK, due_ms / 1e3 + 0.001)
         self._next_look = now + due
-        bad = self._add((id_.decode(), *rest) for id_, *rest in taken)
-        await self._settle_foreign(bad)
+        for id_, turn, attempt, fields in taken:
+            await self._settle_foreign(self._add(id_.decode(), turn, attempt, fields))
         if self._must_trim and now >= self._next_trim:
             self._must_trim, self._next_trim = False, now + _LOOK
             await self._ask("trim", ("log",))
@@ -264,17 +274,16 @@ class RedisSubscription:
         start = "-"
         while True:
             page = await self._ask("mine", ("log", "tries"), self._group, self._consumer, start)
-            unknown = [one for one in page if self._held.get(one[0].decode()) != one[1]]
+            unknown = [one for one in page if f"{one[0].decode()}/{one[1]}" not in self._held]
             replies = await self._link.call_many(
                 [("XRANGE", self._keys.log, id_, id_) for id_, _, _ in unknown]
             )
-            entries = []
             for (id_, turn, attempt), reply in zip(unknown, replies, strict=True):
                 if isinstance(reply, Exception):
                     raise reply
                 if reply:
-                    entries.append((id_.decode(), turn, attempt, reply[0][1]))
-            await self._settle_foreign(self._add(entries))
+                    bad = self._add(id_.decode(), turn, attempt, reply[0][1])
+                    await self._settle_foreign(bad)
             if len(page) < 500:
                 break
             start = f"({page[-1][0].decode()}"
@@ -315,31 +324,33 @@ class RedisSubscription:
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs, all of them together."""
-        if all(settlement.action is Action.ACK for settlement in settlements):
-            keys: tuple[str, ...] = ("log", "later", "tries")
-            words: list[Sequence[Any]] = [
-                cast(str, settlement.token).split("/") for settlement in settlements
-            ]
-            lost = await self._call_parts("ack", keys, words)
+        tokens = [cast(str, settlement.token) for settlement in settlements]
+        ack = Action.ACK
+        if all(settlement.action is ack for settlement in settlements):
+            lost = await self._ack(tokens)
         else:
             keys = ("log", "later", "tries", "wake", "dead")
             lost = await self._call_parts("settle", keys, [_settling(s) for s in settlements])
-        held = self._held
-        for settlement in settlements:
-            held.pop(cast(str, settlement.token).partition("/")[0], None)
+            if any(settlement.gives_back for settlement in settlements):
+                self._must_look = True
+                self._woken.set()
+        self._held.difference_update(tokens)
         self._must_trim = True
-        if any(settlement.gives_back for settlement in settlements):
-            self._must_look = True
-            self._woken.set()
         return outcomes_of(len(settlements), lost, Outcome.SETTLED)
+
+    async def _ack(self, tokens: list[str]) -> set[int]:
+        """Settle as done; return the places of those that are lost."""
+        look = "all" if 4 * len(tokens) > len(self._held) else "each"
+        return await self._call_parts(
+            "ack", ("log", "later", "tries"), [(token,) for token in tokens], look
+        )
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
         """Hold for ``seconds`` from now."""
         words = [cast(str, token).split("/") for token in tokens]
         keys = ("log", "info", "later")
         lost = await self._call_parts("extend", keys, words, round(seconds * 1e3))
-        for place in lost:
-            self._held.pop(words[place][0], None)
+        self._held.difference_update(cast(str, tokens[place]) for place in lost)
         return outcomes_of(len(tokens), lost, Outcome.EXTENDED)
 
     async def _call_parts(

@@ -85,6 +85,11 @@ register('open', function(keys, args)
     redis.call('HSET', info, 'kind', kind, 'version', 1)
     found = kind
   end
+  if found == 'log' and redis.call('EXISTS', log) == 0 then
+    -- An empty stream: what is large is added without a function, and only where one is.
+    redis.call('XGROUP', 'CREATE', log, NOBODY, '0', 'MKSTREAM')
+    redis.call('XGROUP', 'DESTROY', log, NOBODY)
+  end
   if found ~= 'log' or group == '' then return {found} end
   if not groups_of(log)[group] then
     if create ~= '1' then return {'no subscription'} end
@@ -177,16 +182,33 @@ register('look', function(keys, args)
 end, {'allow-oom'})
 
 -- Settle entries as done. Returns the places of those that this consumer does not hold.
--- keys: log, later, tries; args: group, consumer, then for each: id, turn
+-- keys: log, later, tries; args: group, consumer, how to look, then the tokens
 register('ack', function(keys, args)
   local log, later, tries = unpack(keys)
   local group, consumer = args[1], args[2]
+  local held = {}  -- token to id
+  if args[3] == 'all' then
+    -- Asking for all that the consumer holds costs a quarter of asking for each of them.
+    local from = '-'
+    repeat
+      local page = redis.call('XPENDING', log, group, from, '+', STEP, consumer)
+      for i = 1, #page do held[page[i][1] .. '/' .. page[i][4]] = page[i][1] end
+      if #page > 0 then from = '(' .. page[#page][1] end
+    until #page < STEP
+  else
+    for i = 4, #args do
+      local id, turn = string.match(args[i], '(.+)/(.+)')
+      if turn_of(log, group, consumer, id) == tonumber(turn) then held[args[i]] = id end
+    end
+  end
   local ours, lost = {}, {}
-  for i = 3, #args, 2 do
-    if turn_of(log, group, consumer, args[i]) == tonumber(args[i + 1]) then
-      ours[#ours + 1] = args[i]
+  for i = 4, #args do
+    local id = held[args[i]]
+    if id then
+      ours[#ours + 1] = id
+      held[args[i]] = nil  -- the same token a second time is a late one
     else
-      lost[#lost + 1] = (i - 3) / 2
+      lost[#lost + 1] = i - 4
     end
   end
   if #ours > 0 then
