@@ -59,6 +59,8 @@ SERVER_OPTIONS: Final = ("ca",)
 _TIMEOUT: Final = 4.0
 # Bytes a second that any network carries: what is larger is waited for longer.
 _SLOWEST_NETWORK: Final = 2_000_000
+# Bytes that are written at a time.
+_WINDOW_BYTES: Final = 262_144
 
 # Functions, and effects instead of scripts in the replication stream, came with it.
 _OLDEST: Final = (7, 0)
@@ -254,12 +256,10 @@ class RedisLink:
         return replies
 
     async def _ask(self, commands: Sequence[tuple[Any, ...]], patience: float) -> list[Any]:
-        packed = [hiredis.pack_command(command) for command in commands]
-        allowed = _TIMEOUT + patience + sum(map(len, packed)) / _SLOWEST_NETWORK
         try:
-            async with asyncio.timeout(allowed):
+            async with asyncio.timeout(_TIMEOUT + patience) as deadline:
                 connection = await self._connected()
-                await connection.send_packed_command(packed, check_health=False)
+                await _send(connection, commands, deadline)
                 replies = []
                 for _ in commands:
                     try:
@@ -358,6 +358,26 @@ _PASSING: Final = {
     "MOVED": "these keys are on another node of its cluster; give that one's address",
     "ASK": "its cluster is moving these keys",
 }
+
+
+async def _send(
+    connection: Connection, commands: Sequence[tuple[Any, ...]], deadline: asyncio.Timeout
+) -> None:
+    """Write commands, a window at a time: joining megabytes costs more than sending them."""
+    window: list[bytes] = []
+    size = 0
+    for command in commands:
+        packed = hiredis.pack_command(command)
+        window.append(packed)
+        size += len(packed)
+        if size >= _WINDOW_BYTES:
+            when = deadline.when()
+            assert when is not None
+            deadline.reschedule(when + size / _SLOWEST_NETWORK)
+            await connection.send_packed_command(window, check_health=False)
+            window, size = [], 0
+    if window:
+        await connection.send_packed_command(window, check_health=False)
 
 
 def _is_missing(reply: object) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -56,6 +57,13 @@ _ALIVE: Final = 15.0
 _BEAT: Final = 4.0
 
 
+# A caller that takes so many at once, and comes again within so many seconds, has the next
+# batch fetched while it works on this one. Fewer or slower, and others would be kept waiting
+# for what it is not ready for.
+_AHEAD: Final = 64
+_QUICK: Final = 0.05
+
+
 @final
 class RedisSubscription:
     """One consumer of a named subscription."""
@@ -89,7 +97,11 @@ class RedisSubscription:
         # The tokens of what is ours, ready or handed over.
         self._held: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
+        self._blocks = False
         self._receivers = 0
+        # Counts receives, and when the last one ended.
+        self._round = 0
+        self._handed_at = 0.0
         # Whether the reply to a read was lost, and with it what the server has given us.
         self._lost_reply = False
         # Whether something may be there that the stream does not tell of, and when it is due.
@@ -109,10 +121,15 @@ class RedisSubscription:
         patience = Patience(self._clock, wait)
         limit = min(limit, BATCH)
         self._receivers += 1
+        self._round += 1
+        quick = self._clock.monotonic() - self._handed_at < _QUICK
         try:
             while not self._closed:
                 if self._ready:
-                    return taken_from(self._ready, limit)
+                    found = taken_from(self._ready, limit)
+                    if quick and len(found) >= _AHEAD and not self._ready:
+                        self._read_ahead(limit)
+                    return found
                 try:
                     with translated():
                         left = patience.left()
@@ -126,15 +143,21 @@ class RedisSubscription:
             return []
         finally:
             self._receivers -= 1
+            self._handed_at = self._clock.monotonic()
             if not self._receivers and not self._closed and (self._ready or self._is_reading()):
-                in_background(self._tidy_up())
+                in_background(self._tidy_up(self._round))
+
+    def _read_ahead(self, limit: int) -> None:
+        """Let the server fetch the next batch while the caller works on this one."""
+        if not self._is_reading():
+            self._reading = in_background(self._read_some(limit, 0.0))
 
     async def _read(self, limit: int, wait: float) -> bool:
         """Let one read come to its end; return whether it was ours or another receive's."""
         ours = self._reading is None or self._reading.done()
         if ours:
             self._reading = in_background(self._read_some(limit, wait))
-        elif wait <= 0 or self._must_look or self._receivers == 1:
+        elif self._blocks and (wait <= 0 or self._must_look or self._receivers == 1):
             # Begun by a receive that was cancelled, or that has more time than we have.
             await self._unblock()
         reading = self._reading
@@ -172,7 +195,8 @@ class RedisSubscription:
 
     async def _ask_for_more(self, limit: int, block: float) -> Any:
         keys = self._keys
-        blocking = ("BLOCK", max(1, round(block * 1e3))) if block > 0 else ()
+        self._blocks = block > 0
+        blocking = ("BLOCK", max(1, round(block * 1e3))) if self._blocks else ()
         self._lost_reply = True
         reply = await self._reads.call(
             *("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", limit, *blocking),
@@ -205,22 +229,26 @@ class RedisSubscription:
     def _add_fresh(self, entries: list[list[Any]]) -> list[Settlement]:
         """Add what was read for the first time; return how those end that are none of ours."""
         bad: list[Settlement] = []
-        ready, held = self._ready, self._held
+        ready = self._ready
+        held: list[str] = []
+        last_ms, stored_at_us = "", 0
         for id_, fields in entries:
             # The usual case without detours: this is run for every message.
             if len(fields) == 4 and fields[2] == b"body" and len(fields[1]) == ID_BYTES:
-                text = id_.decode()
-                token = text + "/1"
-                held.add(token)
-                message = Message(fields[3], fields[1])
-                ready.append(RawDelivery(message, 1, token, int(text[: text.index("-")]) * 1000))
+                token = id_.decode()
+                ms = token[: token.index("-")]
+                if ms != last_ms:
+                    last_ms, stored_at_us = ms, int(ms) * 1000
+                held.append(token)
+                ready.append(RawDelivery(Message(fields[3], fields[1]), 1, token, stored_at_us))
             else:
                 bad += self._add(id_.decode(), 1, 1, fields)
+        self._held.update(held)
         return bad
 
     def _add(self, id_: str, turn: int, attempt: int, fields: Sequence[bytes]) -> list[Settlement]:
         """Add one entry; return how it ends where it is none of ours."""
-        token = f"{id_}/{turn}"
+        token = _token(id_, turn)
         self._held.add(token)
         try:
             message, only = message_of_fields(fields)
@@ -274,7 +302,7 @@ class RedisSubscription:
         start = "-"
         while True:
             page = await self._ask("mine", ("log", "tries"), self._group, self._consumer, start)
-            unknown = [one for one in page if f"{one[0].decode()}/{one[1]}" not in self._held]
+            unknown = [one for one in page if _token(one[0].decode(), one[1]) not in self._held]
             replies = await self._link.call_many(
                 [("XRANGE", self._keys.log, id_, id_) for id_, _, _ in unknown]
             )
@@ -310,12 +338,12 @@ class RedisSubscription:
     def _is_reading(self) -> bool:
         return self._reading is not None and not self._reading.done()
 
-    async def _tidy_up(self) -> None:
-        """Give back what a cancelled receive has taken, unless another one asks for it soon."""
-        if self._is_reading():
+    async def _tidy_up(self, round_: int) -> None:
+        """Give back what nobody has received, unless another receive asks for it soon."""
+        if self._is_reading() and self._blocks:
             await self._unblock()
         await asyncio.sleep(KEEP)
-        if self._receivers or self._closed or not self._ready:
+        if self._round != round_ or self._closed or not self._ready:
             return
         with contextlib.suppress(UnavailableError):
             await self.settle_batch(returns(taken_from(self._ready, len(self._ready))))
@@ -347,7 +375,7 @@ class RedisSubscription:
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
         """Hold for ``seconds`` from now."""
-        words = [cast(str, token).split("/") for token in tokens]
+        words = [_parts(token) for token in tokens]
         keys = ("log", "info", "later")
         lost = await self._call_parts("extend", keys, words, round(seconds * 1e3))
         self._held.difference_update(cast(str, tokens[place]) for place in lost)
@@ -358,12 +386,11 @@ class RedisSubscription:
     ) -> set[int]:
         """Call a function for all items; return the places of those that are lost."""
         named = [getattr(self._keys, key) for key in keys]
+        head = (self._group, self._consumer, *head)
         calls = []
         for at in range(0, len(items), BATCH):
-            words = (word for item in items[at : at + BATCH] for word in item)
-            calls.append(
-                self._functions.call(function, named, self._group, self._consumer, *head, *words)
-            )
+            words = itertools.chain.from_iterable(items[at : at + BATCH])
+            calls.append(self._functions.call(function, named, *head, *words))
         lost: set[int] = set()
         with translated():
             for part, reply in enumerate(await self._link.call_many(calls)):
@@ -510,12 +537,23 @@ async def dead_letters_of(
     return found
 
 
+def _token(id_: str, turn: int) -> str:
+    """Return what names one hand-over: nearly every one is the first."""
+    return id_ if turn == 1 else f"{id_}/{turn}"
+
+
+def _parts(token: Token) -> tuple[str, str]:
+    """Return the id and the turn that a token names."""
+    id_, _, turn = cast(str, token).partition("/")
+    return id_, turn or "1"
+
+
 def _stored_at_us(id_: bytes) -> int:
     return int(id_.partition(b"-")[0]) * 1000
 
 
 def _settling(settlement: Settlement) -> tuple[Any, ...]:
-    id_, _, turn = cast(str, settlement.token).partition("/")
+    id_, turn = _parts(settlement.token)
     if settlement.action in (Action.ACK, Action.REJECT):
         action = "done" if settlement.action is Action.ACK else "dead"
         return (id_, turn, action, 0, settlement.attempt, settlement.reason)

@@ -181,7 +181,8 @@ register('look', function(keys, args)
   return {wait, taken}
 end, {'allow-oom'})
 
--- Settle entries as done. Returns the places of those that this consumer does not hold.
+-- Settle entries as done. A token is an entry's id, with /turn behind it after the first.
+-- Returns the places of those that this consumer does not hold.
 -- keys: log, later, tries; args: group, consumer, how to look, then the tokens
 register('ack', function(keys, args)
   local log, later, tries = unpack(keys)
@@ -192,13 +193,19 @@ register('ack', function(keys, args)
     local from = '-'
     repeat
       local page = redis.call('XPENDING', log, group, from, '+', STEP, consumer)
-      for i = 1, #page do held[page[i][1] .. '/' .. page[i][4]] = page[i][1] end
+      for i = 1, #page do
+        local entry = page[i]
+        local id, turn = entry[1], entry[4]
+        held[turn == 1 and id or id .. '/' .. turn] = id
+      end
       if #page > 0 then from = '(' .. page[#page][1] end
     until #page < STEP
   else
     for i = 4, #args do
-      local id, turn = string.match(args[i], '(.+)/(.+)')
-      if turn_of(log, group, consumer, id) == tonumber(turn) then held[args[i]] = id end
+      local id, turn = string.match(args[i], '([^/]+)/?(.*)')
+      if turn_of(log, group, consumer, id) == tonumber(turn == '' and 1 or turn) then
+        held[args[i]] = id
+      end
     end
   end
   local ours, lost = {}, {}
