@@ -1,4 +1,4 @@
-"""The Redis driver passes the suite of all drivers: topics, channels and queues."""
+"""The Redis driver passes the suite of all drivers; channels have tests of their own."""
 
 import asyncio
 import secrets
@@ -8,10 +8,7 @@ import redis
 
 from molva.messaging import with_options
 from molva.messaging.conformance import Harness, QueueConformance, TopicConformance
-from molva.messaging.driver import Capabilities
 from molva.messaging.drivers import _redis_queue, _redis_subscription
-from molva.messaging.drivers.redis import CHANNEL_CAPABILITIES
-from molva.messaging.url import Kind
 
 
 class RedisHarness(Harness):
@@ -54,16 +51,6 @@ class RedisHarness(Harness):
                 client.unlink(key)
 
 
-class ChannelHarness(RedisHarness):
-    """Topics that keep nothing."""
-
-    def base_url(self) -> str:
-        return with_options(super().base_url(), delivery="at-most-once")
-
-    def capabilities(self, kind: Kind) -> Capabilities:
-        return CHANNEL_CAPABILITIES
-
-
 class TestRedisTopic(TopicConformance):
     @pytest.fixture
     def harness(self, redis_url: str) -> Harness:
@@ -74,9 +61,3 @@ class TestRedisQueue(QueueConformance):
     @pytest.fixture
     def harness(self, redis_url: str) -> Harness:
         return RedisHarness(redis_url)
-
-
-class TestRedisChannel(TopicConformance):
-    @pytest.fixture
-    def harness(self, redis_url: str) -> Harness:
-        return ChannelHarness(redis_url)

@@ -25,13 +25,20 @@ from typing import Any, Final, final
 import hiredis
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
     NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from molva._base.url import ResourceURL
@@ -278,7 +285,11 @@ class RedisLink:
         if self._closed:
             raise UnreachableServerError(f"{self._address}: the connection was closed")
         connection = self._connection
-        if connection is None or not connection.is_connected:
+        # Something to read where nothing was asked: the end, as the server has closed it.
+        if connection is not None and (not connection.is_connected or await connection.can_read()):
+            await self._disconnect()
+            connection = None
+        if connection is None:
             self._connection = connection = self._address.connection()
             await connection.connect()  # type: ignore[no-untyped-call]
             await connection.send_command("CLIENT", "ID")
@@ -303,7 +314,7 @@ class RedisLink:
         """Raise where an error is the server's state and not the command's."""
         found = self._explained(error)
         if found is not error:
-            if str(error).startswith("READONLY"):
+            if _word_of(error) == "READONLY":
                 # It was a primary once: whoever is it now may stand behind the same name.
                 await self._disconnect()
             raise found from error
@@ -311,7 +322,7 @@ class RedisLink:
     def _explained(self, error: BaseException) -> BaseException:
         """Return what an error means, for people; the error itself where it says enough."""
         text = str(error)
-        word = text.split(" ", 1)[0]
+        word = _word_of(error)
         refused = (
             AuthenticationError,
             AuthenticationWrongNumberOfArgsError,
@@ -335,8 +346,6 @@ class RedisLink:
             return MisconfiguredServerError(f"{self._address}: {text}")
         if word in _PASSING:
             return UnreachableServerError(f"{self._address}: {_PASSING[word]} ({text})")
-        if isinstance(error, BusyLoadingError):
-            return UnreachableServerError(f"{self._address}: {_PASSING['LOADING']}")
         if isinstance(error, ResponseError) or not isinstance(error, Exception):
             return error
         if isinstance(error, TimeoutError) or not text:
@@ -358,6 +367,27 @@ _PASSING: Final = {
     "MOVED": "these keys are on another node of its cluster; give that one's address",
     "ASK": "its cluster is moving these keys",
 }
+
+
+# The client library takes the first word off errors that it has classes for.
+_WORDS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (OutOfMemoryError, "OOM"),
+    (ReadOnlyError, "READONLY"),
+    (BusyLoadingError, "LOADING"),
+    (MasterDownError, "MASTERDOWN"),
+    (ClusterDownError, "CLUSTERDOWN"),
+    (TryAgainError, "TRYAGAIN"),
+    (MovedError, "MOVED"),
+    (AskError, "ASK"),
+)
+
+
+def _word_of(error: BaseException) -> str:
+    """Return the word by which the server names an error."""
+    for kind, word in _WORDS:
+        if isinstance(error, kind):
+            return word
+    return str(error).split(" ", 1)[0]
 
 
 async def _send(

@@ -56,8 +56,8 @@ end
 local FILLER = '----------------------------------------------------------------------'
 
 local function keep_indexed(turns, held)
-  if redis.call('EXISTS', held) == 0 then redis.call('ZADD', held, '+inf', FILLER) end
-  if redis.call('EXISTS', turns) == 0 then redis.call('HSET', turns, FILLER, FILLER) end
+  if not redis.call('ZSCORE', held, FILLER) then redis.call('ZADD', held, '+inf', FILLER) end
+  redis.call('HSETNX', turns, FILLER, FILLER)
 end
 
 local function wake_one(wake)
