@@ -116,6 +116,8 @@ class RedisAddress:
         tls = url.scheme == "rediss"
         if ca is not None and not tls:
             raise url.error(f"{url}: ca={ca!r} says nothing without TLS; write rediss://")
+        if ca is not None and not os.path.isfile(ca):
+            raise url.error(f"{url}: ca={ca!r} is no file; name one with PEM certificates")
         username, password = url.user, url.password
         if password is None:
             username = username or os.environ.get(_USERNAME) or None
