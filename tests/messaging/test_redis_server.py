@@ -53,8 +53,9 @@ async def test_a_port_where_nobody_listens_is_named() -> None:
 
 
 async def test_a_server_that_never_answers_is_given_up() -> None:
-    async def hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
+        writer.close()
 
     server = await asyncio.start_server(hang, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -62,6 +63,7 @@ async def test_a_server_that_never_answers_is_given_up() -> None:
     assert isinstance(error, UnavailableError)
     assert "no answer in time" in str(error)
     server.close()
+    await asyncio.sleep(0.05)  # for the server's side to notice
 
 
 @pytest.mark.parametrize(
