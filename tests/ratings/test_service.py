@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -213,6 +214,71 @@ class TestRunning:
         assert 'molva_requests_refused_total{reason="invalid-field"} 1.0' in text
         assert "molva_queue_capacity 1e+06" in text
         assert "process_resident_memory_bytes" in text
+
+
+class TestSeveralProcesses:
+    def test_they_share_one_port_and_one_count(self, start_molva: StartMolva) -> None:
+        molva = start_molva("--processes", "3")
+        wait_until(lambda: molva.log.count("molva serve: http") == 3)
+
+        for number in range(60):  # a connection each: the kernel spreads these
+            assert molva.request("POST", f"/rate?rate={number % 11}")[0] == 202
+
+        assert molva.wait_counted(60)["count"] == 60
+        shares = accepted_by_process(molva)
+        assert sum(shares.values()) == 60
+        assert len([share for share in shares.values() if share]) >= 2, shares
+
+    def test_one_scrape_tells_of_all_and_of_the_broker_once(self, start_molva: StartMolva) -> None:
+        molva = start_molva("--processes", "2")
+        wait_until(lambda: molva.log.count("molva serve: http") == 2)
+
+        scrapes = [molva.request("GET", "/metrics")[2].decode() for _ in range(8)]
+
+        for text in scrapes:
+            assert text.count("# TYPE molva_ratings_accepted_total counter") == 1
+            assert text.count("process_resident_memory_bytes{process=") == 2
+            assert text.count("\nmolva_queue_capacity 1e+06") == 1
+
+    def test_a_killed_one_is_started_again_while_the_others_serve(
+        self, start_molva: StartMolva
+    ) -> None:
+        molva = start_molva("--processes", "2", "--workers", "0", command="up")
+        wait_until(lambda: molva.log.count("molva serve: http") == 2)
+        time.sleep(1.6)  # they had been at work for a while
+        victim, _ = serving = http_processes(molva)
+
+        victim.kill()
+        victim.wait(5)
+
+        assert molva.request("POST", "/rate?rate=3")[0] == 202
+        wait_until(lambda: molva.log.count("molva serve: http") == 3)
+        assert len(http_processes(molva)) == len(serving)
+        assert molva.stop() == 0
+
+    def test_another_service_on_the_same_port_is_refused(
+        self, start_molva: StartMolva, tmp_path: Path
+    ) -> None:
+        molva = start_molva("--processes", "2", command="serve")
+        for number in ("1", "2"):
+            second = start_molva(
+                "--processes", number, command="serve", port=molva.port,
+                data=tmp_path / "other", ready=False,
+            )  # fmt: skip
+
+            assert second.process.wait(10) == 4
+            assert "cannot listen" in second.log
+
+
+def http_processes(molva: MolvaProcess) -> list[psutil.Process]:
+    children = psutil.Process(molva.process.pid).children()
+    return [child for child in children if child.cmdline()[3] == "serve"]
+
+
+def accepted_by_process(molva: MolvaProcess) -> dict[str, float]:
+    text = molva.request("GET", "/metrics")[2].decode()
+    found = re.findall(r'^molva_ratings_accepted_total\{process="(\d)"\} (.+)$', text, re.MULTILINE)
+    return {process: float(count) for process, count in found}
 
 
 class TestBadRequests:

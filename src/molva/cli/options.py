@@ -19,6 +19,7 @@ __all__ = [
     "existing_deployment_options",
     "http_options",
     "json_option",
+    "processes_option",
     "workers_option",
 ]
 
@@ -140,6 +141,18 @@ def workers_option(command: F) -> F:
         default=1,
         show_default=True,
         help="Worker processes.",
+    )(command)
+
+
+def processes_option(command: F) -> F:
+    """Add --processes."""
+    return click.option(
+        "--processes",
+        envvar="MOLVA_PROCESSES",
+        type=click.IntRange(1, 64),
+        default=1,
+        show_default=True,
+        help="HTTP processes that share the port.",
     )(command)
 
 

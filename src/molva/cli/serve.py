@@ -1,14 +1,16 @@
-"""``molva serve``: one HTTP process."""
+"""``molva serve``: one HTTP process, or several that share a port and are kept running."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from molva.cli.exits import translated_errors
-from molva.cli.options import deployment_options, http_options
+from molva.cli.options import deployment_options, http_options, processes_option
 from molva.cli.running import run_until_signal, set_up_logging, tell_parent_ready
+from molva.cli.supervising import serving_children, supervise
 
 if TYPE_CHECKING:
     from molva.ratings.deployment import Deployment
@@ -19,10 +21,29 @@ __all__ = ["serve"]
 @click.command()
 @deployment_options
 @http_options
+@processes_option
 def serve(
-    deployment: "Deployment", data: Path, host: str, port: int, survive: tuple[str, ...]
+    deployment: "Deployment",
+    data: Path,
+    host: str,
+    port: int,
+    survive: tuple[str, ...],
+    processes: int,
 ) -> None:
-    """Run one HTTP process. Any number may run; workers are started with `molva work`."""
+    """Serve HTTP. Any number may run; workers are started with `molva work`."""
+    if processes != 1:
+        with (
+            translated_errors(),
+            serving_children(processes, host=host, port=port) as children,
+        ):
+            sys.exit(
+                supervise(
+                    children,
+                    deployment,
+                    data=data,
+                    environment={"MOLVA_SURVIVE": " ".join(survive)},
+                )
+            )
     from molva.ratings.server import serve as serve_http
 
     def ready(kept: list[str]) -> None:

@@ -1,7 +1,9 @@
-"""Running other commands as children: what ``up`` and ``work --workers`` share."""
+"""Running other commands as children: what ``up``, ``serve`` and ``work`` share."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,35 @@ if TYPE_CHECKING:
     from molva.ratings.deployment import Deployment
     from molva.ratings.supervisor import Child
 
-__all__ = ["supervise", "worker_children"]
+__all__ = ["serving_children", "supervise", "worker_children"]
+
+
+@contextlib.contextmanager
+def serving_children(number: int, *, host: str, port: int) -> "Iterator[list[Child]]":
+    """Yield so many HTTP processes to run behind one address, held for the block.
+
+    Raises:
+        AddressInUseError: Another program listens there.
+    """
+    from molva.ratings.supervisor import Child
+
+    address = {"MOLVA_HOST": host, "MOLVA_PORT": str(port), "MOLVA_PROCESSES": "1"}
+    if number == 1:
+        yield [Child("serve", ["serve"], environment=address)]
+        return
+    from molva.ratings.server import hold_port
+    from molva.ratings.siblings import PORT_HELD, PROCESS, PROCESS_FOLDER
+
+    with (
+        hold_port(host, port),
+        # Not below --data: the path of a Unix socket may have no more than 107 bytes.
+        tempfile.TemporaryDirectory(prefix="molva-") as folder,
+    ):
+        shared = {**address, PORT_HELD: "1", PROCESS_FOLDER: folder}
+        yield [
+            Child(f"serve {at}", ["serve"], environment={**shared, PROCESS: str(at)})
+            for at in range(1, number + 1)
+        ]
 
 
 def worker_children(number: int) -> "list[Child]":
@@ -44,7 +74,7 @@ def supervise(
     serving = [child for child in children if child.arguments[0] == "serve"]
     for child in serving:
         child.inherit = (ready_writer,)
-        child.environment = {READY_PIPE: str(ready_writer)}
+        child.environment = {**child.environment, READY_PIPE: str(ready_writer)}
     supervisor = Supervisor(
         children,
         inherit=(*inherit, parent_reader),
@@ -55,6 +85,7 @@ def supervise(
             "MOLVA_BROKER": deployment.broker,
             "MOLVA_LEDGER": deployment.ledger,
             "MOLVA_CATALOG": deployment.catalog,
+            **({} if deployment.capacity is None else {"MOLVA_CAPACITY": str(deployment.capacity)}),
             "MOLVA_WORKERS": "1",
             **environment,
         },

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from molva.cli import exits
-from molva.cli.options import deployment_options, http_options, workers_option
-from molva.cli.supervising import supervise, worker_children
+from molva.cli.exits import translated_errors
+from molva.cli.options import (
+    deployment_options,
+    http_options,
+    processes_option,
+    workers_option,
+)
+from molva.cli.supervising import serving_children, supervise, worker_children
 
 if TYPE_CHECKING:
     from molva.ratings.deployment import Deployment
@@ -20,6 +26,7 @@ __all__ = ["up"]
 @click.command()
 @deployment_options
 @http_options
+@processes_option
 @workers_option
 def up(
     deployment: "Deployment",
@@ -27,28 +34,27 @@ def up(
     host: str,
     port: int,
     survive: tuple[str, ...],
+    processes: int,
     workers: int,
 ) -> None:
     """Run the whole service on this machine: HTTP, workers, page.
 
     Ctrl-C or SIGTERM stops it: what was accepted is finished first.
     """
-    from molva.ratings.supervisor import Child, FolderInUseError, locked_folder
+    from molva.ratings.supervisor import FolderInUseError, locked_folder
 
     data.mkdir(parents=True, exist_ok=True)
-    children = [Child("serve", ["serve"]), *worker_children(workers)]
-    environment = {
-        "MOLVA_HOST": host,
-        "MOLVA_PORT": str(port),
-        "MOLVA_SURVIVE": " ".join(survive),
-    }
     try:
-        with locked_folder(data) as lock:
+        with (
+            translated_errors(),
+            locked_folder(data) as lock,
+            serving_children(processes, host=host, port=port) as serving,
+        ):
             code = supervise(
-                children,
+                [*serving, *worker_children(workers)],
                 deployment,
                 data=data,
-                environment=environment,
+                environment={"MOLVA_SURVIVE": " ".join(survive)},
                 inherit=(lock,),
                 on_ready=lambda: _welcome(host, port, data, workers),
             )

@@ -4,7 +4,7 @@ The paths that are measured only count in plain integers; turning these into Pro
 format happens here, once a scrape, so that measuring costs the fast lane nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Final, final
 
@@ -20,41 +20,96 @@ from prometheus_client.registry import Collector
 
 from molva.messaging import MessagingError, Topic, TopicStat
 from molva.ratings.intake import LATENCY_BUCKETS, Intake
+from molva.ratings.siblings import Siblings, merged
 
 __all__ = ["Metrics"]
 
 
 @final
-class Metrics(Collector):
-    """Turns what the parts have counted into metrics. Names and units are in docs/metrics.md."""
+class Metrics:
+    """Turns what the parts have counted into metrics. Names and units are in docs/metrics.md.
 
-    def __init__(self, topic: Topic, intake: Intake, subscription: str) -> None:
+    Args:
+        topic: Where accepted ratings go.
+        intake: What accepts them.
+        subscription: Who takes them.
+        siblings: The processes that share this one's port; None where it is alone.
+        capacity: How many messages may wait, where the topic itself bounds nothing.
+    """
+
+    def __init__(
+        self,
+        topic: Topic,
+        intake: Intake,
+        subscription: str,
+        siblings: Siblings | None,
+        *,
+        capacity: int | None,
+    ) -> None:
         self._topic = topic
-        self._intake = intake
-        self._subscription = subscription
-        self._stat: TopicStat | None = None
-        self._registry: Final = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+        self._siblings = siblings
+        self._broker: Final = _OfBroker(
+            subscription, capacity if topic.capacity is None else topic.capacity
+        )
+        process = None if siblings is None else siblings.process
+        self._own: Final = CollectorRegistry(auto_describe=False)
+        for collector in (
+            _OfProcess(intake, topic),
+            ProcessCollector(registry=None),
+            PlatformCollector(registry=None),
+        ):
+            self._own.register(collector if process is None else _Labelled(collector, process))
+        self._shared: Final = CollectorRegistry(auto_describe=False)
+        self._shared.register(self._broker)
 
     async def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format: of all siblings, and of the broker."""
         try:
-            self._stat = await self._topic.stat()
+            self._broker.stat = await self._topic.stat()
         except MessagingError:
-            self._stat = None  # its gauges are missing, which is what an alert looks for
-        return generate_latest(self._registry)
+            self._broker.stat = None  # its gauges are missing, which is what an alert looks for
+        others = [] if self._siblings is None else await self._siblings.others()
+        return merged([self.own_text(), *others, generate_latest(self._shared)])
 
+    def own_text(self) -> bytes:
+        """Return what this process alone has counted."""
+        return generate_latest(self._own)
+
+
+class _Undescribed(Collector):
     def describe(self) -> list[Metric]:
         """Nothing is known before the first scrape."""
         return []
 
+
+@final
+class _Labelled(_Undescribed):
+    """The metrics of another collector, each with the label ``process``."""
+
+    def __init__(self, collector: Collector, process: str) -> None:
+        self._collector = collector
+        self._process = process
+
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric of ours."""
+        for metric in self._collector.collect():
+            metric.samples = [
+                sample._replace(labels={**sample.labels, "process": self._process})
+                for sample in metric.samples
+            ]
+            yield metric
+
+
+@final
+class _OfProcess(_Undescribed):
+    """What one process has counted."""
+
+    def __init__(self, intake: Intake, topic: Topic) -> None:
+        self._intake = intake
+        self._topic = topic
+
+    def collect(self) -> Iterable[Metric]:
         yield from self._of_intake()
         yield from self._of_topic()
-        yield from self._of_broker()
 
     def _of_intake(self) -> Iterator[Metric]:
         counters = self._intake.counters
@@ -91,12 +146,22 @@ class Metrics(Collector):
             "molva_send_busy_seconds", "Time spent in these calls", counters.busy_seconds
         )
 
-    def _of_broker(self) -> Iterator[Metric]:
-        if self._topic.capacity is not None:
+
+@final
+class _OfBroker(_Undescribed):
+    """What the broker holds, as of ``stat``. Every process would say the same."""
+
+    def __init__(self, subscription: str, capacity: int | None) -> None:
+        self._subscription = subscription
+        self._capacity = capacity
+        self.stat: TopicStat | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        if self._capacity is not None:
             yield GaugeMetricFamily(
-                "molva_queue_capacity", "Messages that may wait", self._topic.capacity
+                "molva_queue_capacity", "Messages that may wait", self._capacity
             )
-        stat = self._stat and self._stat.subscriptions.get(self._subscription)
+        stat = self.stat and self.stat.subscriptions.get(self._subscription)
         if not stat:
             return
         yield GaugeMetricFamily(

@@ -12,11 +12,12 @@ it starts another one, which puts the file in order first.
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from typing import Final, final
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final, final
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -26,14 +27,16 @@ from granian.server.embed import Server
 from molva._base.clock import Clock
 from molva._base.collector import calm_collector
 from molva.messaging import MessagingError, Topic
+from molva.ratings.admission import Admission
 from molva.ratings.api import build_api
 from molva.ratings.catalog import Catalog
 from molva.ratings.deployment import SUBSCRIPTION, Deployment, check_shared, survives
 from molva.ratings.intake import Intake
 from molva.ratings.ledger import Ledger, LedgerError
 from molva.ratings.metrics import Metrics
+from molva.ratings.siblings import PORT_HELD, Siblings
 
-__all__ = ["AddressInUseError", "BrokenStorageError", "HTTPService", "serve"]
+__all__ = ["AddressInUseError", "BrokenStorageError", "HTTPService", "hold_port", "serve"]
 
 _logger: Final = logging.getLogger("molva.ratings")
 
@@ -68,7 +71,16 @@ class BrokenStorageError(Exception):
 class HTTPService:
     """What one HTTP process has open; see ``ratings.service`` for what its API needs."""
 
-    def __init__(self, topic: Topic, catalog: Catalog, ledger: Ledger, clock: Clock) -> None:
+    def __init__(
+        self,
+        topic: Topic,
+        catalog: Catalog,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        capacity: int | None = None,
+        siblings: Siblings | None = None,
+    ) -> None:
         self.topic: Final = topic
         self.catalog: Final = catalog
         self.ledger: Final = ledger
@@ -76,16 +88,20 @@ class HTTPService:
         self.broken: Final = asyncio.Event()
         self.stopping = False
         self.api: Final = build_api(self)
+        self.admission: Final = Admission.of(capacity, topic, self.pending, clock)
         self.intake: Final = Intake(
             topic=topic,
             catalog=catalog,
             ledger=ledger,
             pending=self.pending,
+            admission=self.admission,
             api=self.api,
             clock=clock,
             on_broken=self.broken.set,
         )
-        self._metrics: Final = Metrics(topic, self.intake, SUBSCRIPTION)
+        self._metrics: Final = Metrics(
+            topic, self.intake, SUBSCRIPTION, siblings, capacity=self.admission.capacity
+        )
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -98,7 +114,20 @@ class HTTPService:
             stack.push_async_callback(catalog.close)
             ledger = await deployment.open_ledger()
             stack.push_async_callback(ledger.close)
-            yield cls(topic, catalog, ledger, deployment.clock)
+            siblings = Siblings.from_environment()
+            service = cls(
+                topic,
+                catalog,
+                ledger,
+                deployment.clock,
+                capacity=deployment.capacity,
+                siblings=siblings,
+            )
+            await stack.enter_async_context(service.admission.watching())
+            if siblings is not None:
+                telling = siblings.telling(service._metrics.own_text)
+                await stack.enter_async_context(telling)
+            yield service
 
     async def pending(self) -> int | None:
         """Return how many ratings are accepted and not yet counted; None if unknown."""
@@ -201,26 +230,51 @@ async def serve(
             raise BrokenStorageError("the broker's storage failed; start this process again")
 
 
+@contextlib.contextmanager
+def hold_port(host: str, port: int) -> Iterator[None]:
+    """Keep an address, for the block, for those who are started with ``MOLVA_PORT_HELD``.
+
+    Nothing is listened to here: a socket that is bound and does not listen gets no connection.
+
+    Raises:
+        AddressInUseError: Another program listens there.
+    """
+    _check_address(host, port)
+    family, kind, protocol, where = _resolve(host, port)
+    with socket.socket(family, kind, protocol) as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(where)
+        yield
+
+
 def _check_address(host: str, port: int) -> str:
     """Return the host's IP address; raise where somebody listens there already.
 
     The server shares its port with others of its kind, which is how several processes
-    serve one address: without this look, two deployments would share it in silence.
+    serve one address: without this look, two deployments would share it in silence. Where
+    a supervisor holds the port for several of us it has looked for all.
     """
     try:
-        # A name may have several addresses; the first one is what a client tries first.
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
+        family, kind, protocol, where = _resolve(host, port)
+        if PORT_HELD not in os.environ:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
     except OSError as error:
         raise AddressInUseError(
             f"cannot listen on {host}:{port} ({error.strerror}); choose another with --host and "
             "--port"
         ) from error
     return str(where[0])
+
+
+def _resolve(host: str, port: int) -> tuple[int, int, int, tuple[Any, ...]]:
+    # A name may have several addresses; the first one is what a client tries first.
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    return family, kind, protocol, where
 
 
 def _raise_file_limit() -> None:

@@ -328,7 +328,6 @@ class SQLiteSubscription(SQLiteSide):
                 self._reader.leave(lane)
         left = self._reader.left()
         if left:
-            self._reader.advance()
             await self._write_watermarks(let_go=left)
             if self._closed:
                 return
@@ -479,7 +478,9 @@ class SQLiteSubscription(SQLiteSide):
                 loop.remove_reader(descriptor)
 
     def _note_settled(self) -> None:
-        if self._reader.advance() and self._upkeep is None:
+        # Whoever writes the watermarks advances them first. To do so with each settlement
+        # would look at every lane, a message.
+        if self._upkeep is None and self._reader.advance():
             self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
 
     # Writing ----------------------------------------------------------------------------
@@ -536,7 +537,7 @@ class SQLiteSubscription(SQLiteSide):
                 except SQLiteFileError as error:
                     self._log.warning("watermarks are not written, messages may repeat: %s", error)
                     continue
-                if not wrote and not trimmed:
+                if not (wrote or trimmed or self._reader.advance()):
                     return
         finally:
             self._upkeep = None
@@ -571,6 +572,7 @@ class SQLiteSubscription(SQLiteSide):
         """
         reader = self._reader
         async with self._writing_marks:
+            reader.advance()
             watermarks = reader.unwritten()
             # Asked anew: another receive may have counted them meanwhile.
             begin = reader.uncounted(begin)
