@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, NamedTuple, Protocol, final
 
+from molva._base.clock import Clock
 from molva.messaging.message import Message
 
 __all__ = [
     "ALL_FEATURES",
     "Action",
     "Capabilities",
+    "Clock",
     "ConsumerDriver",
     "DeadLetter",
     "Outcome",

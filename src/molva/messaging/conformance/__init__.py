@@ -72,7 +72,7 @@ class TopicConformance(
 
 
 @pytest.mark.asyncio
-class QueueConformance(Queues, Holding, Draining, Dying, Effects):
+class QueueConformance(Queues, Holding, Draining, Cancelling, Dying, Effects):
     """What queues do. Subclasses bring the fixture ``harness``."""
 
     kind = "queue"

@@ -37,7 +37,9 @@ __all__: list[str] = []
 
 def _say(*words: object) -> None:
     """Print a line at once, for whoever reads the pipe."""
-    print(*words, flush=True)
+    # In one write: whoever is killed between two of them would leave half a line.
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
 
 
 async def _sender(url: str) -> Topic | Queue:

@@ -15,7 +15,7 @@ class Cancelling(Suite):
     """A cancelled call loses nothing."""
 
     async def test_receives_cancelled_a_thousand_times_lose_nothing(self, h: Harness) -> None:
-        topic, subscription = await h.topic(), await h.subscription()
+        sender, consumer = await h.sender(), await h.consumer()
         rng = random.Random(7)
         got: list[bytes] = []
         over = asyncio.Event()
@@ -23,14 +23,14 @@ class Cancelling(Suite):
         async def send() -> int:
             sent = 0
             while not over.is_set():
-                await topic.send(Message(b"%d" % sent, key=str(sent)))
+                await sender.send(Message(b"%d" % sent, key=str(sent)))
                 sent += 1
                 await asyncio.sleep(rng.random() * 0.0006)
             return sent
 
         sending = asyncio.create_task(send())
         for _ in range(1_000):
-            receiving = asyncio.create_task(subscription.receive(wait=5.0))
+            receiving = asyncio.create_task(consumer.receive(wait=5.0))
             if rng.random() < 0.5:
                 await asyncio.sleep(rng.random() * 0.001)
             else:
@@ -40,22 +40,22 @@ class Cancelling(Suite):
             with contextlib.suppress(asyncio.CancelledError):
                 deliveries = await receiving
                 got += bodies(deliveries)
-                await subscription.settle([(d, Action.ACK) for d in deliveries])
+                await consumer.settle([(d, Action.ACK) for d in deliveries])
         over.set()
         sent = await sending
-        got += bodies(await h.rest(subscription))
+        got += bodies(await h.rest(consumer))
 
         assert set(map(int, got)) == set(range(sent))
         h.count_duplicates(got, most=0, why="cancelled receive")
 
-    async def test_a_topic_stays_usable_when_sends_are_cancelled(self, h: Harness) -> None:
-        topic, subscription = await h.topic(), await h.subscription()
+    async def test_a_sender_stays_usable_when_sends_are_cancelled(self, h: Harness) -> None:
+        sender, consumer = await h.sender(), await h.consumer()
         rng = random.Random(8)
         confirmed: set[bytes] = set()
         messages = [Message(b"%d" % n, key=str(n)) for n in range(300)]
 
         async def send(message: Message) -> None:
-            await topic.send(message)
+            await sender.send(message)
             confirmed.add(message.id)
 
         for message in messages:
@@ -64,22 +64,22 @@ class Cancelling(Suite):
                 await asyncio.sleep(0)
             sending.cancel()
             await asyncio.wait([sending])
-        await topic.send(Message(b"last", key="k"))
+        await sender.send(Message(b"last", key="k"))
 
-        arrived = [d.message for d in await h.rest(subscription)]
+        arrived = [d.message for d in await h.rest(consumer)]
         assert {message.id for message in arrived} >= confirmed
         assert len({message.id for message in arrived}) == len(arrived)
         assert b"last" in {message.body for message in arrived}
 
-    async def test_a_cancelled_batch_leaves_the_topic_usable(self, h: Harness) -> None:
-        topic, subscription = await h.topic(), await h.subscription()
-        sending = asyncio.create_task(topic.send_many(numbered(5_000)))
+    async def test_a_cancelled_batch_leaves_the_sender_usable(self, h: Harness) -> None:
+        sender, consumer = await h.sender(), await h.consumer()
+        sending = asyncio.create_task(sender.send_many(numbered(5_000)))
         await asyncio.sleep(0)
         sending.cancel()
         await asyncio.wait([sending])
 
         async with asyncio.timeout(PATIENCE):
-            await topic.send(Message(b"last"))
-            await topic.close()
+            await sender.send(Message(b"last"))
+            await sender.close()
 
-        assert b"last" in bodies(await h.rest(subscription))
+        assert b"last" in bodies(await h.rest(consumer))

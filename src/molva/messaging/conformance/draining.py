@@ -110,6 +110,33 @@ class Draining(Suite):
         [again] = await take(consumer, 1)
         assert (again.message.body, again.attempt) == (b"1", 1)
 
+    async def test_a_busy_neighbour_starves_nobody(self, h: Harness) -> None:
+        busy_sender, busy = await h.sender("busy"), await h.consumer("busy")
+        sender, consumer = await h.sender("calm"), await h.consumer("calm")
+        await busy_sender.send_many([Message(b"1", key=str(n)) for n in range(600)])
+        arrived = asyncio.Event()
+
+        async def work(_: Delivery) -> None:
+            await asyncio.sleep(0.005)
+
+        async def note(_: Delivery) -> None:
+            arrived.set()
+
+        running = [
+            asyncio.create_task(busy.run(work, concurrency=4)),
+            asyncio.create_task(consumer.run(note)),
+        ]
+        await eventually(lambda: busy.received.acked > 20)
+        await sender.send(Message(b"2"))
+        async with asyncio.timeout(PATIENCE):
+            await arrived.wait()
+        left = 600 - busy.received.acked
+        busy.stop()
+        consumer.stop()
+        await asyncio.gather(*running)
+
+        assert left > 0  # it did not have to wait until its neighbour was idle
+
     async def test_what_was_never_closed_is_warned_of(self, h: Harness) -> None:
         sender = await h.sender()
         unclosed = await h.consumer()

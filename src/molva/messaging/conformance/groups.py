@@ -114,9 +114,10 @@ class Groups(Suite):
         await topic.send(Message(b"4", key="k"))
 
         assert bodies(await subscription.receive(10)) == [b"4"]
-        stat = await subscription.stat()
-        assert stat is not None
-        assert stat.pending == 1
+        if h.can("exact-stat"):
+            stat = await subscription.stat()
+            assert stat is not None
+            assert stat.pending == 1
 
     @needs("latest")
     async def test_start_matters_only_where_the_subscription_is_made(self, h: Harness) -> None:

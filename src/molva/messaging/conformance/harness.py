@@ -284,7 +284,7 @@ class Harness(ABC):
         found = sum(times - 1 for times in Counter(got).values())
         self.duplicates[why] += found
         assert found <= most, (
-            f"{found} duplicates after a {why}; {most} are within what is declared"
+            f"duplicates beyond what is declared, after {why}: {found}, and at most {most}"
         )
 
 
@@ -320,11 +320,14 @@ class Suite:
         for hook in getattr(test, _OFFERED, ()):
             if not harness.offers(hook):
                 pytest.skip(f"not offered by {type(harness).__name__}: {hook}")
+        for hook in ("restart_broker", "cut_connections"):
+            if harness.offers(hook):
+                record_property("molva offers", hook)
         yield harness
         await harness.close()
         if harness.idle_bound != Harness.idle_bound:
             record_property("molva idle bound", harness.idle_bound)
-        for why, number in harness.duplicates.items():
+        for why, number in (+harness.duplicates).items():
             record_property("molva duplicates", f"{number} {why}")
 
 
