@@ -446,8 +446,13 @@ class ServerFacts:
     max_string_bytes: int | None
 
 
-async def probe(link: RedisLink, address: RedisAddress) -> ServerFacts:
+async def probe(link: RedisLink, address: RedisAddress, *, expiring: bool = False) -> ServerFacts:
     """Return what the server is; raise where it cannot be used.
+
+    Args:
+        link: A connection to it.
+        address: Its address, for people.
+        expiring: Whether keys that expire must be kept until then, too.
 
     Raises:
         UnusableServerError: It is too old, or throws away what is stored when memory is
@@ -465,7 +470,8 @@ async def probe(link: RedisLink, address: RedisAddress) -> ServerFacts:
             f"{address}: this is a replica, which takes no writes; give the primary's address"
         )
     policy = info.get("maxmemory_policy", "noeviction")
-    if info.get("maxmemory", "0") != "0" and policy.startswith("allkeys"):
+    evicting = policy != "noeviction" if expiring else policy.startswith("allkeys")
+    if info.get("maxmemory", "0") != "0" and evicting:
         raise UnusableServerError(
             f"{address}: maxmemory-policy {policy} throws away what is stored when memory is "
             "full; set it to noeviction"
