@@ -234,13 +234,22 @@ class RedisSubscription:
         last_ms, stored_at_us = "", 0
         for id_, fields in entries:
             # The usual case without detours: this is run for every message.
-            if len(fields) == 4 and fields[2] == b"body" and len(fields[1]) == ID_BYTES:
+            number = len(fields)
+            if number == 4:
+                key = None
+            elif number == 6 and fields[4] == b"key":
+                key = fields[5].decode(errors="replace")
+            else:
+                number = 0
+            if number and fields[2] == b"body" and len(fields[1]) == ID_BYTES:
                 token = id_.decode()
                 ms = token[: token.index("-")]
                 if ms != last_ms:
                     last_ms, stored_at_us = ms, int(ms) * 1000
                 held.append(token)
-                ready.append(RawDelivery(Message(fields[3], fields[1]), 1, token, stored_at_us))
+                ready.append(
+                    RawDelivery(Message(fields[3], fields[1], key), 1, token, stored_at_us)
+                )
             else:
                 bad += self._add(id_.decode(), 1, 1, fields)
         self._held.update(held)

@@ -108,11 +108,11 @@ register('open', function(keys, args)
 end)
 
 -- Store messages. Returns how many fitted; -1 where there is no such topic.
--- keys: log, info; args: capacity, then for each: id, meta, body
+-- keys: log, info; args: capacity, then for each: id, '=' and the key or nothing, meta, body
 register('send', function(keys, args)
   local log, info = unpack(keys)
   if redis.call('EXISTS', info) == 0 then return -1 end
-  local fitting = (#args - 1) / 3
+  local fitting = (#args - 1) / 4
   if args[1] ~= '' then
     local waiting, groups = 0, 0
     for _, group in pairs(groups_of(log)) do
@@ -123,11 +123,16 @@ register('send', function(keys, args)
     if groups == 0 then waiting = redis.call('XLEN', log) end
     fitting = math.max(0, math.min(fitting, args[1] - waiting))
   end
-  for i = 2, 1 + 3 * fitting, 3 do
-    if args[i + 1] == '' then
-      redis.call('XADD', log, '*', 'id', args[i], 'body', args[i + 2])
+  for i = 2, 1 + 4 * fitting, 4 do
+    local id, key, meta, body = unpack(args, i, i + 3)
+    if key == '' and meta == '' then
+      redis.call('XADD', log, '*', 'id', id, 'body', body)
+    elseif meta == '' then
+      redis.call('XADD', log, '*', 'id', id, 'body', body, 'key', string.sub(key, 2))
+    elseif key == '' then
+      redis.call('XADD', log, '*', 'id', id, 'body', body, 'meta', meta)
     else
-      redis.call('XADD', log, '*', 'id', args[i], 'body', args[i + 2], 'meta', args[i + 1])
+      redis.call('XADD', log, '*', 'id', id, 'body', body, 'key', string.sub(key, 2), 'meta', meta)
     end
   end
   return fitting

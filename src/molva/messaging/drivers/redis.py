@@ -89,7 +89,7 @@ from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva._base.redis_server import RedisLink
 from molva.messaging.driver import Capabilities, DeadLetter, Outcome, TopicStat
 from molva.messaging.drivers._redis_channel import RedisChannelSubscription, RedisChannelTopic
-from molva.messaging.drivers._redis_messages import QueueKeys, TopicKeys, meta_of
+from molva.messaging.drivers._redis_messages import QueueKeys, TopicKeys, fields_of, meta_of
 from molva.messaging.drivers._redis_opening import (
     CHANNEL_CAPABILITIES,
     QUEUE_CAPABILITIES,
@@ -303,12 +303,18 @@ class RedisTopic:
         calls, sizes = [], []
         for part in parts_of(messages):
             if self.capacity is None and sum(len(m.body) for m in part) >= len(part) * _LARGE_BYTES:
-                for message in part:
-                    calls.append(_adding(self._keys.log, message))
+                head = ("XADD", self._keys.log, "NOMKSTREAM", "*")
+                calls += [(*head, *fields_of(message)) for message in part]
                 continue
-            words: list[bytes] = []
+            words: list[bytes | str] = []
             for message in part:
-                words += (message.id, meta_of(message), message.body)
+                key = message.key
+                words += (
+                    message.id,
+                    "" if key is None else "=" + key,
+                    meta_of(message),
+                    message.body,
+                )
             calls.append(self._functions.call("send", keys, capacity, *words))
             sizes.append(len(part))
         with translated():
@@ -384,13 +390,6 @@ class RedisTopic:
     async def close(self) -> None:
         """Let go of the server."""
         await self._link.close()
-
-
-def _adding(log: str, message: Message) -> tuple[Any, ...]:
-    """Return the command that adds a large message to a topic that nothing bounds."""
-    meta = meta_of(message)
-    more = ("meta", meta) if meta else ()
-    return ("XADD", log, "NOMKSTREAM", "*", "id", message.id, "body", message.body, *more)
 
 
 def _pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
