@@ -25,15 +25,20 @@ from typing import Any, Final, final
 import hiredis
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from molva._base.url import ResourceURL
@@ -61,6 +66,8 @@ SERVER_OPTIONS: Final = ("ca",)
 _TIMEOUT: Final = 4.0
 # Bytes a second that any network carries: what is larger is waited for longer.
 _SLOWEST_NETWORK: Final = 2_000_000
+# Bytes that are written at a time.
+_WINDOW_BYTES: Final = 262_144
 
 # Functions, and effects instead of scripts in the replication stream, came with it.
 _OLDEST: Final = (7, 0)
@@ -109,6 +116,8 @@ class RedisAddress:
         tls = url.scheme == "rediss"
         if ca is not None and not tls:
             raise url.error(f"{url}: ca={ca!r} says nothing without TLS; write rediss://")
+        if ca is not None and not os.path.isfile(ca):
+            raise url.error(f"{url}: ca={ca!r} is no file; name one with PEM certificates")
         username, password = url.user, url.password
         if password is None:
             username = username or os.environ.get(_USERNAME) or None
@@ -256,12 +265,10 @@ class RedisLink:
         return replies
 
     async def _ask(self, commands: Sequence[tuple[Any, ...]], patience: float) -> list[Any]:
-        packed = [hiredis.pack_command(command) for command in commands]
-        allowed = _TIMEOUT + patience + sum(map(len, packed)) / _SLOWEST_NETWORK
         try:
-            async with asyncio.timeout(allowed):
+            async with asyncio.timeout(_TIMEOUT + patience) as deadline:
                 connection = await self._connected()
-                await connection.send_packed_command(packed, check_health=False)
+                await _send(connection, commands, deadline)
                 replies = []
                 for _ in commands:
                     try:
@@ -280,7 +287,11 @@ class RedisLink:
         if self._closed:
             raise UnreachableServerError(f"{self._address}: the connection was closed")
         connection = self._connection
-        if connection is None or not connection.is_connected:
+        # Something to read where nothing was asked: the end, as the server has closed it.
+        if connection is not None and (not connection.is_connected or await connection.can_read()):
+            await self._disconnect()
+            connection = None
+        if connection is None:
             self._connection = connection = self._address.connection()
             await connection.connect()  # type: ignore[no-untyped-call]
             await connection.send_command("CLIENT", "ID")
@@ -305,7 +316,7 @@ class RedisLink:
         """Raise where an error is the server's state and not the command's."""
         found = self._explained(error)
         if found is not error:
-            if isinstance(error, ReadOnlyError):
+            if _word_of(error) == "READONLY":
                 # It was a primary once: whoever is it now may stand behind the same name.
                 await self._disconnect()
             raise found from error
@@ -313,7 +324,7 @@ class RedisLink:
     def _explained(self, error: BaseException) -> BaseException:
         """Return what an error means, for people; the error itself where it says enough."""
         text = str(error)
-        word = _WORDS.get(type(error)) or text.split(" ", 1)[0]
+        word = _word_of(error)
         refused = (
             AuthenticationError,
             AuthenticationWrongNumberOfArgsError,
@@ -337,8 +348,6 @@ class RedisLink:
             return MisconfiguredServerError(f"{self._address}: {text}")
         if word in _PASSING:
             return UnreachableServerError(f"{self._address}: {_PASSING[word]} ({text})")
-        if isinstance(error, BusyLoadingError):
-            return UnreachableServerError(f"{self._address}: {_PASSING['LOADING']}")
         if isinstance(error, ResponseError) or not isinstance(error, Exception):
             return error
         if isinstance(error, TimeoutError) or not text:
@@ -362,8 +371,45 @@ _PASSING: Final = {
 }
 
 
-# redis-py makes errors of their own of these and drops the word.
-_WORDS: Final[dict[type, str]] = {OutOfMemoryError: "OOM", ReadOnlyError: "READONLY"}
+# The client library takes the first word off errors that it has classes for.
+_WORDS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (OutOfMemoryError, "OOM"),
+    (ReadOnlyError, "READONLY"),
+    (BusyLoadingError, "LOADING"),
+    (MasterDownError, "MASTERDOWN"),
+    (ClusterDownError, "CLUSTERDOWN"),
+    (TryAgainError, "TRYAGAIN"),
+    (MovedError, "MOVED"),
+    (AskError, "ASK"),
+)
+
+
+def _word_of(error: BaseException) -> str:
+    """Return the word by which the server names an error."""
+    for kind, word in _WORDS:
+        if isinstance(error, kind):
+            return word
+    return str(error).split(" ", 1)[0]
+
+
+async def _send(
+    connection: Connection, commands: Sequence[tuple[Any, ...]], deadline: asyncio.Timeout
+) -> None:
+    """Write commands, a window at a time: joining megabytes costs more than sending them."""
+    window: list[bytes] = []
+    size = 0
+    for command in commands:
+        packed = hiredis.pack_command(command)
+        window.append(packed)
+        size += len(packed)
+        if size >= _WINDOW_BYTES:
+            when = deadline.when()
+            assert when is not None
+            deadline.reschedule(when + size / _SLOWEST_NETWORK)
+            await connection.send_packed_command(window, check_health=False)
+            window, size = [], 0
+    if window:
+        await connection.send_packed_command(window, check_health=False)
 
 
 def _is_missing(reply: object) -> bool:

@@ -1,11 +1,12 @@
 """How messages lie in Redis, and under which keys.
 
-An entry of a topic's stream has the fields ``id`` (16 bytes), ``body`` and, where there is
-more, ``meta``: a JSON object with ``key``, ``headers`` and ``ttl``. ``only`` stands behind
-them where a dead letter was sent back, and names the subscription that it is for.
+An entry of a topic's stream has the fields ``id`` (16 bytes), ``body``, ``key`` where there
+is one and, where there is more, ``meta``: a JSON object with ``headers`` and ``ttl``. ``only``
+stands behind them where a dead letter was sent back, and names the subscription that it is for.
 
 A queue's message, and what is published to a channel, is one string: the digit of the
-priority, the 16 bytes of the id, the length of ``meta`` in four bytes, ``meta``, body.
+priority, the 16 bytes of the id, the length of ``meta`` in four bytes, ``meta`` with ``key``
+among it, body.
 
 All keys of a topic or a queue carry its name in braces, so that in a cluster they lie on
 one node: ``molva:{topic:ratings}:log``.
@@ -23,6 +24,7 @@ __all__ = [
     "ForeignEntryError",
     "QueueKeys",
     "TopicKeys",
+    "fields_of",
     "fields_text",
     "message_of_fields",
     "message_of_string",
@@ -33,6 +35,7 @@ __all__ = [
 _LENGTH_BYTES: Final = 4
 _META_AT: Final = 1 + ID_BYTES + _LENGTH_BYTES
 _NO_META: Final = bytes(_LENGTH_BYTES)
+_PLAIN: Final = b"0"
 _DIGITS: Final = tuple(b"%d" % digit for digit in range(10))
 
 
@@ -83,33 +86,52 @@ def _escaped(name: str) -> str:
 
 
 def meta_of(message: Message) -> bytes:
-    """Return what a message carries beside id, body and priority; nothing where that is all."""
-    key, headers, ttl = message.key, message.headers, message.ttl
+    """Return a message's headers and time to live; nothing where it has neither."""
+    headers, ttl = message.headers, message.ttl
     if not headers and ttl is None:
-        # What nearly every message has: written by hand, which is three times as fast.
-        return b"" if key is None else b'{"key":%b}' % encode_basestring_ascii(key).encode()
+        return b""
     meta: dict[str, Any] = {}
-    if key is not None:
-        meta["key"] = key
     if headers:
         meta["headers"] = dict(headers)
     if ttl is not None:
         meta["ttl"] = ttl
-    return json.dumps(meta, separators=(",", ":")).encode()
+    return _json(meta)
 
 
-def _made(id_: bytes, body: bytes, meta: bytes, priority: int = 0) -> Message:
-    if not meta:
-        return Message(body, id_, None, NO_HEADERS, priority)
-    found = json.loads(meta)
+def _meta_with_key(message: Message) -> bytes:
+    key, headers, ttl = message.key, message.headers, message.ttl
+    if not headers and ttl is None:
+        # What nearly every message has: written by hand, which is three times as fast.
+        return b"" if key is None else b'{"key":%b}' % encode_basestring_ascii(key).encode()
+    meta: dict[str, Any] = {} if key is None else {"key": key}
+    return _json(meta | json.loads(meta_of(message)))
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _made(
+    id_: bytes, body: bytes, meta: bytes, priority: int = 0, key: bytes | None = None
+) -> Message:
+    found = json.loads(meta) if meta else {}
     return Message(
         body,
         id_,
-        found.get("key"),
+        found.get("key") if key is None else key.decode(),
         found.get("headers") or NO_HEADERS,
         priority,
         ttl=found.get("ttl"),
     )
+
+
+def fields_of(message: Message) -> tuple[bytes | str, ...]:
+    """Return the fields of a message's stream entry, names and values."""
+    fields: tuple[bytes | str, ...] = ("id", message.id, "body", message.body)
+    if message.key is not None:
+        fields = (*fields, "key", message.key)
+    meta = meta_of(message)
+    return (*fields, "meta", meta) if meta else fields
 
 
 def message_of_fields(fields: Sequence[bytes]) -> tuple[Message, str | None]:
@@ -118,16 +140,13 @@ def message_of_fields(fields: Sequence[bytes]) -> tuple[Message, str | None]:
     Raises:
         ForeignEntryError: Somebody else has written it.
     """
-    if len(fields) == 4 and fields[0] == b"id" and fields[2] == b"body":
-        id_, meta, body, only = fields[1], b"", fields[3], None
-    else:
-        named = dict(zip(fields[::2], fields[1::2], strict=False))
-        id_, body = named.get(b"id", b""), named.get(b"body", b"")
-        meta, only = named.get(b"meta", b""), named.get(b"only")
+    named = dict(zip(fields[::2], fields[1::2], strict=False))
+    id_, only = named.get(b"id", b""), named.get(b"only")
     if len(id_) != ID_BYTES:
         raise ForeignEntryError(f"it has no id of {ID_BYTES} bytes")
     try:
-        message = _made(id_, body, meta)
+        body, meta = named.get(b"body", b""), named.get(b"meta", b"")
+        message = _made(id_, body, meta, key=named.get(b"key"))
     except (ValueError, TypeError, AttributeError) as error:
         raise ForeignEntryError(f"its meta cannot be read: {error}") from error
     return message, None if only is None else only.decode()
@@ -144,25 +163,26 @@ def fields_text(fields: Sequence[bytes]) -> bytes:
 
 def string_of(message: Message) -> bytes:
     """Return a message as one string."""
-    meta = meta_of(message)
+    meta = _meta_with_key(message)
     if not meta:
         return _DIGITS[message.priority] + message.id + _NO_META + message.body
     length = len(meta).to_bytes(_LENGTH_BYTES, "big")
     return b"".join((_DIGITS[message.priority], message.id, length, meta, message.body))
 
 
-def message_of_string(text: bytes, at: int = 0) -> Message:
-    """Return the message that a string holds from ``at`` on.
+def message_of_string(text: bytes) -> Message:
+    """Return the message that a string holds.
 
     Raises:
         ForeignEntryError: Somebody else has written it.
     """
+    if text.startswith(_PLAIN) and text[_META_AT - _LENGTH_BYTES : _META_AT] == _NO_META:
+        return Message(text[_META_AT:], text[1 : 1 + ID_BYTES])
     try:
-        meta_at = at + _META_AT
-        body_at = meta_at + int.from_bytes(text[meta_at - _LENGTH_BYTES : meta_at], "big")
-        id_ = text[at + 1 : at + 1 + ID_BYTES]
-        if len(id_) != ID_BYTES or body_at > len(text):
+        body_at = _META_AT + int.from_bytes(text[_META_AT - _LENGTH_BYTES : _META_AT], "big")
+        if not _META_AT <= body_at <= len(text):
             raise ForeignEntryError("it is too short")
-        return _made(id_, text[body_at:], text[meta_at:body_at], int(text[at : at + 1]))
+        meta = text[_META_AT:body_at]
+        return _made(text[1 : 1 + ID_BYTES], text[body_at:], meta, int(text[:1]))
     except (ValueError, TypeError, AttributeError) as error:
         raise ForeignEntryError(f"it cannot be read: {error}") from error

@@ -1,12 +1,12 @@
 -- The functions of queues: what must happen at once or not at all. ``redis.py`` says why
 -- they are built this way.
 --
--- Every message has an offset, which is never used again. It stands in ``age``, and in
+-- Every message has an offset, which is never used again: when it was stored, in units of ten
+-- microseconds, or the next number where another has that. It stands in ``age``, and in
 -- exactly one of ``ready`` (by rank: the smallest is taken first), ``held`` (by the end of its
--- lease) and ``delayed`` (by when it is ready). ``messages`` holds what was sent, behind the
--- 16 digits of when; ``turns``, for what was ever held or delayed, how often it was handed
--- over, how many attempts that were, and its rank. Times are microseconds of the server's
--- clock. ``wake`` is a list with something in it whenever something is ready: consumers that
+-- lease) and ``delayed`` (by when it is ready). ``messages`` holds what was sent; ``turns``,
+-- for what was ever held or delayed, how often it was handed over, how many attempts that
+-- were, and its rank. Times are microseconds of the server's clock. ``wake`` is a list with something in it whenever something is ready: consumers that
 -- wait block on it, and whoever takes the last of what is ready empties it.
 
 -- Entries that one step of a loop looks at: few enough for Lua's stack, many enough for speed.
@@ -32,13 +32,32 @@ local function note_turn(turns, offset, turn, attempts, rank)
   redis.call('HSET', turns, offset, turn .. ':' .. attempts .. ':' .. rank)
 end
 
+-- Return the last offset before those of so many new messages, and reserve these. Numbers run
+-- ahead of the clock only while more than 100,000 a second are sent.
+local function take_offsets(info, now, number)
+  local last = tonumber(redis.call('HGET', info, 'last') or 0)
+  last = math.max(last, math.floor(now / 10) - number)
+  redis.call('HSET', info, 'last', text(last + number))
+  return last
+end
+
 -- Return what orders a message among those that are ready. Exact: a score has 53 bits, and
--- 2^48 messages last for longer than any server.
+-- offsets stay below 2^48 until the year 2059.
 local function rank_of(discipline, offset, priority)
   if discipline == 'lifo' then return text(-offset) end
   if discipline == 'priority' then return text((9 - priority) * 281474976710656 + offset) end
   if discipline == 'random' then return text(math.random(0, 2147483646)) end
   return text(offset)
+end
+
+-- Redis keeps small sets and hashes in one piece of memory, where inserting walks over all of
+-- it, until something long is inserted; and a batch that is taken begins with none. Keep
+-- something long in them, which is no offset and is never due: taking is five times as fast.
+local FILLER = '----------------------------------------------------------------------'
+
+local function keep_indexed(turns, held)
+  if not redis.call('ZSCORE', held, FILLER) then redis.call('ZADD', held, '+inf', FILLER) end
+  redis.call('HSETNX', turns, FILLER, FILLER)
 end
 
 local function wake_one(wake)
@@ -113,14 +132,13 @@ register('send', function(keys, args)
   end
   if fitting == 0 then return 0 end
   local now = now_us()
-  local stamp = string.format('%016.0f', now)
-  local last = redis.call('HINCRBY', info, 'stored', fitting)
+  local last = take_offsets(info, now, fitting)
   for i = 1, fitting do
-    local offset = last - fitting + i
+    local offset = last + i
     local name = text(offset)
     local priority, delay, message = unpack(args, 1 + 3 * i, 3 + 3 * i)
     local rank = rank_of(discipline, offset, priority)
-    redis.call('HSET', messages, name, stamp .. message)
+    redis.call('HSET', messages, name, message)
     redis.call('ZADD', age, name, name)
     if delay == '0' then
       redis.call('ZADD', ready, rank, name)
@@ -144,6 +162,7 @@ register('take', function(keys, args)
   local reply = {-1}
   local popped = redis.call('ZPOPMIN', ready, args[1])
   if #popped > 0 then
+    keep_indexed(turns, held)
     local lease_end = text(now + args[2])
     local offsets, leases, noted, places = {}, {}, {}, {}
     for i = 1, #popped, 2 do offsets[#offsets + 1] = popped[i] end
@@ -174,7 +193,7 @@ register('take', function(keys, args)
     redis.call('DEL', wake)
     for _, name in ipairs({held, delayed}) do
       local next = redis.call('ZRANGE', name, 0, 0, 'WITHSCORES')[2]
-      if next then
+      if next and next ~= 'inf' then
         local wait = math.max(0, next - now)
         if reply[1] < 0 or wait < reply[1] then reply[1] = wait end
       end
@@ -269,18 +288,17 @@ register('stat', function(keys)
   local info, messages, turns, age, ready, held, delayed, wake, dead = unpack(keys)
   local now = now_us()
   local oldest = redis.call('ZRANGE', age, 0, 0)[1]
-  local message = oldest and redis.call('HGET', messages, oldest)
   return {
     redis.call('ZCARD', age),
-    redis.call('ZCOUNT', held, '(' .. text(now), '+inf'),
-    redis.call('ZCOUNT', delayed, '(' .. text(now), '+inf'),
+    redis.call('ZCOUNT', held, '(' .. text(now), '(+inf'),
+    redis.call('ZCOUNT', delayed, '(' .. text(now), '(+inf'),
     redis.call('ZCARD', dead),
     tonumber(redis.call('HGET', info, 'dropped') or 0),
-    message and math.max(0, now - string.sub(message, 1, 16)) or -1,
+    oldest and math.max(0, now - 10 * oldest) or -1,
   }
 end, {'no-writes'})
 
--- Return state, attempts and message of what waits: what is ready in its order, then what is
+-- Return state, attempts, offset and message of what waits: what is ready in its order, then what is
 -- not, by when it will be.
 -- keys: all; args: limit
 register('peek', function(keys, args)
@@ -293,6 +311,7 @@ register('peek', function(keys, args)
     if message then
       reply[#reply + 1] = state
       reply[#reply + 1] = attempts
+      reply[#reply + 1] = tonumber(offset)
       reply[#reply + 1] = message
     end
   end
@@ -305,7 +324,7 @@ register('peek', function(keys, args)
   end
   table.sort(waiting, function(a, b) return a[1] < b[1] end)
   for _, one in ipairs(waiting) do
-    if #reply >= 3 * limit then break end
+    if #reply >= 4 * limit then break end
     add(one[1] <= now and 'ready' or one[3], one[2])
   end
   return reply
@@ -328,7 +347,7 @@ register('dead', function(keys, args)
   local reply = {}
   for i, offset in ipairs(offsets) do
     local attempts, died, reason, message = cmsgpack.unpack(redis.call('HGET', letters, offset))
-    reply[i] = {attempts, died, reason, message}
+    reply[i] = {attempts, died, reason, tonumber(offset), message}
   end
   return reply
 end, {'no-writes'})
@@ -352,18 +371,18 @@ register('replay', function(keys, args)
   local meant = {}
   for i = 4, #args do meant[args[i]] = true end
   local discipline = redis.call('HGET', info, 'discipline')
-  local stamp, number = string.format('%016.0f', now_us()), 0
+  local now, number = now_us(), 0
   local page = redis.call('ZRANGE', dead, args[3], '+inf', 'BYSCORE', 'LIMIT', 0, STEP, 'WITHSCORES')
   for i = 1, #page, 2 do
     if number == limit then return {number, ''} end
     local _, _, _, message = cmsgpack.unpack(redis.call('HGET', letters, page[i]))
-    -- Behind when it was stored stand the priority's digit and the id.
-    if wanted or meant[string.sub(message, 18, 33)] then
-      local offset = redis.call('HINCRBY', info, 'stored', 1)
+    -- It begins with the priority's digit and the id.
+    if wanted or meant[string.sub(message, 2, 17)] then
+      local offset = take_offsets(info, now, 1) + 1
       local name = text(offset)
-      redis.call('HSET', messages, name, stamp .. string.sub(message, 17))
+      redis.call('HSET', messages, name, message)
       redis.call('ZADD', age, name, name)
-      redis.call('ZADD', ready, rank_of(discipline, offset, string.sub(message, 17, 17)), name)
+      redis.call('ZADD', ready, rank_of(discipline, offset, string.sub(message, 1, 1)), name)
       redis.call('ZREM', dead, page[i])
       redis.call('HDEL', letters, page[i])
       number = number + 1

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal, cast, final
 
@@ -24,8 +25,17 @@ from molva.messaging.driver import (
 )
 from molva.messaging.drivers._redis_messages import QueueKeys, message_of_string, string_of
 from molva.messaging.drivers._redis_opening import RedisServer, translated
-from molva.messaging.drivers._redis_waiting import BATCH, Patience, outcomes_of, parts_of
-from molva.messaging.errors import QueueNotFoundError, UnavailableError
+from molva.messaging.drivers._redis_waiting import (
+    BATCH,
+    KEEP,
+    Patience,
+    in_background,
+    outcomes_of,
+    parts_of,
+    returns,
+    taken_from,
+)
+from molva.messaging.errors import MessagingError, QueueNotFoundError, UnavailableError
 from molva.messaging.message import Message
 
 __all__ = ["RedisQueue"]
@@ -36,8 +46,8 @@ _logger: Final = logging.getLogger("molva.messaging")
 # was killed, and for what nobody woke it for.
 _LOOK: Final = 1.0
 
-# Digits of when a message was stored, which stand before it.
-_STAMP: Final = 16
+# Microseconds in one step of an offset, which is when the message was stored.
+_STEP_US: Final = 10
 
 
 @final
@@ -77,6 +87,9 @@ class RedisQueue:
         self._waiting: asyncio.Task[None] | None = None
         self._receivers = 0
         self._closed = False
+        self._taking: asyncio.Task[float | None] | None = None
+        # Taken, and not handed over yet.
+        self._ready: deque[RawDelivery] = deque()
         # What this end holds, to be given back when it closes.
         self._held: dict[int, tuple[int, int]] = {}
 
@@ -141,64 +154,66 @@ class RedisQueue:
         self._receivers += 1
         try:
             while not self._closed:
+                if self._ready:
+                    return taken_from(self._ready, limit)
                 try:
                     with translated():
                         # Forget earlier wake-ups before looking: one that comes after this
                         # look is then still there when we wait.
                         self._woken.clear()
-                        found, due = await self._take(min(limit, BATCH))
+                        due = await self._take(min(limit, BATCH))
                         left = patience.left()
-                        if found or left <= 0:
-                            return found
+                        if self._ready:
+                            continue
+                        if left <= 0:
+                            return []
                         await self._wait(min(left, _LOOK, _LOOK if due is None else due))
                 except UnavailableError as error:
                     await patience.after(error, self._woken)
             return []
         finally:
             self._receivers -= 1
+            if not self._receivers and not self._closed and (self._ready or self._is_taking()):
+                in_background(self._tidy_up())
 
-    async def _take(self, limit: int) -> tuple[list[RawDelivery], float | None]:
-        """Return what was taken; where nothing was, in how many seconds something is ready."""
-        taking = asyncio.ensure_future(
-            self._link.call(*self._call("take", limit, round(self.lease * 1e6)))
-        )
-        try:
-            reply = await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            # It goes on to its end; what it took is given back at once.
-            taking.add_done_callback(self._abandon)
-            raise
-        return self._deliveries(reply), None if reply[0] < 0 else reply[0] / 1e6
+    async def _take(self, limit: int) -> float | None:
+        """Let one take come to its end; return in how many seconds something is ready."""
+        if not self._is_taking():
+            self._taking = in_background(self._take_some(limit))
+        taking = self._taking
+        assert taking is not None
+        # Never cancelled: what it takes is ours by then, for whoever receives next.
+        await asyncio.wait((taking,))
+        return taking.result()
 
-    def _deliveries(self, reply: list[Any]) -> list[RawDelivery]:
-        found = []
-        held = self._held
-        for at in range(1, len(reply), 4):
-            offset, turn, attempt, text = reply[at : at + 4]
+    async def _take_some(self, limit: int) -> float | None:
+        reply = await self._ask("take", limit, round(self.lease * 1e6))
+        held, ready = self._held, self._ready
+        for offset, turn, attempt, text in zip(
+            reply[1::4], reply[2::4], reply[3::4], reply[4::4], strict=True
+        ):
             held[offset] = (turn, attempt)
-            found.append(
-                RawDelivery(
-                    message_of_string(text, _STAMP), attempt, (offset, turn), int(text[:_STAMP])
-                )
-            )
-        return found
+            message = message_of_string(text)
+            ready.append(RawDelivery(message, attempt, (offset, turn), offset * _STEP_US))
+        return None if reply[0] < 0 else reply[0] / 1e6
 
-    def _abandon(self, taking: "asyncio.Future[Any]") -> None:
-        if taking.cancelled() or taking.exception() is not None:
+    def _is_taking(self) -> bool:
+        return self._taking is not None and not self._taking.done()
+
+    async def _tidy_up(self) -> None:
+        """Give back what a cancelled receive has taken, unless another one asks for it soon."""
+        if self._taking is not None:
+            await asyncio.wait((self._taking,))
+        await asyncio.sleep(KEEP)
+        if self._receivers or self._closed or not self._ready:
             return
-        found = self._deliveries(taking.result())
-        if found and not self._closed:
-            returned = [Settlement(raw.token, Action.RETURN, attempt=raw.attempt) for raw in found]
-            task = asyncio.ensure_future(self.settle_batch(returned))
-            _background.add(task)
-            task.add_done_callback(_forget)
+        with contextlib.suppress(UnavailableError):
+            await self.settle_batch(returns(taken_from(self._ready, len(self._ready))))
 
     async def _wait(self, seconds: float) -> None:
         """Wait until somebody says that there is something, or for so long."""
         if self._waiting is None or self._waiting.done():
-            self._waiting = asyncio.ensure_future(self._block(seconds))
-            _background.add(self._waiting)
-            self._waiting.add_done_callback(_forget)
+            self._waiting = in_background(self._block(seconds))
         woken = asyncio.ensure_future(self._woken.wait())
         timer = asyncio.ensure_future(self._clock.sleep(seconds))
         try:
@@ -222,7 +237,8 @@ class RedisQueue:
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs, all of them together."""
-        if all(settlement.action is Action.ACK for settlement in settlements):
+        ack = Action.ACK
+        if all(settlement.action is ack for settlement in settlements):
             lost = await self._call_parts("ack", [s.token for s in settlements])
         else:
             lost = await self._call_parts("settle", [_settling(s) for s in settlements])
@@ -278,12 +294,14 @@ class RedisQueue:
             reply = await self._ask("peek", limit)
         return [
             Peeked(
-                message_of_string(text, _STAMP),
+                message_of_string(text),
                 cast(Literal["ready", "held", "delayed"], state.decode()),
                 attempts,
-                int(text[:_STAMP]),
+                offset * _STEP_US,
             )
-            for state, attempts, text in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+            for state, attempts, offset, text in zip(
+                reply[::4], reply[1::4], reply[2::4], reply[3::4], strict=True
+            )
         ]
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
@@ -292,14 +310,14 @@ class RedisQueue:
             reply = await self._ask("dead", limit)
         return [
             DeadLetter(
-                message_of_string(text, _STAMP),
+                message_of_string(text),
                 reason.decode(),
                 attempts,
                 int(died),
                 f"queue {self._name}",
-                int(text[:_STAMP]),
+                offset * _STEP_US,
             )
-            for attempts, died, reason, text in reply
+            for attempts, died, reason, offset, text in reply
         ]
 
     async def replay(self, ids: Collection[bytes] | None, limit: int) -> int:
@@ -325,12 +343,14 @@ class RedisQueue:
         """Give back what is held, let go of the server."""
         self._closed = True
         self._woken.set()
+        if self._taking is not None:
+            await asyncio.wait((self._taking,))
         returned = [
             Settlement((offset, turn), Action.RETURN, attempt=attempt)
             for offset, (turn, attempt) in self._held.items()
         ]
         # A server that is away keeps them until their leases run out; nothing is lost.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(MessagingError):
             if returned:
                 await self.settle_batch(returned)
         if self._waiting is not None and not self._waiting.done():
@@ -353,13 +373,3 @@ def _settling(settlement: Settlement) -> tuple[Any, ...]:
         return (offset, turn, action, 0, settlement.attempt, settlement.reason)
     delay = max(0, round(settlement.delay * 1e6))
     return (offset, turn, "back", delay, settlement.next_attempt - 1, "")
-
-
-# Tasks that nobody waits for; the loop itself keeps no strong reference.
-_background: Final[set[asyncio.Future[Any]]] = set()
-
-
-def _forget(task: "asyncio.Future[Any]") -> None:
-    _background.discard(task)
-    if not task.cancelled():
-        task.exception()

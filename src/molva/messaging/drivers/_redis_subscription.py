@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -30,7 +31,15 @@ from molva.messaging.drivers._redis_messages import (
     message_of_fields,
 )
 from molva.messaging.drivers._redis_opening import RedisServer, new_consumer_name, translated
-from molva.messaging.drivers._redis_waiting import BATCH, Patience, outcomes_of
+from molva.messaging.drivers._redis_waiting import (
+    BATCH,
+    KEEP,
+    Patience,
+    in_background,
+    outcomes_of,
+    returns,
+    taken_from,
+)
 from molva.messaging.errors import TopicNotFoundError, UnavailableError
 from molva.messaging.message import Message
 
@@ -47,9 +56,12 @@ _LOOK: Final = 1.0
 _ALIVE: Final = 15.0
 _BEAT: Final = 4.0
 
-# Seconds for which messages are kept that a receive was cancelled for, until the next one
-# asks; then they are given back.
-_KEEP: Final = 0.2
+
+# A caller that takes so many at once, and comes again within so many seconds, has the next
+# batch fetched while it works on this one. Fewer or slower, and others would be kept waiting
+# for what it is not ready for.
+_AHEAD: Final = 64
+_QUICK: Final = 0.05
 
 
 @final
@@ -82,10 +94,14 @@ class RedisSubscription:
         self._clock = clock
         # Read by the server's account, and not handed over yet.
         self._ready: deque[RawDelivery] = deque()
-        # What is ours, ready or handed over: entry to turn.
-        self._held: dict[str, int] = {}
+        # The tokens of what is ours, ready or handed over.
+        self._held: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
+        self._blocks = False
         self._receivers = 0
+        # Counts receives, and when the last one ended.
+        self._round = 0
+        self._handed_at = 0.0
         # Whether the reply to a read was lost, and with it what the server has given us.
         self._lost_reply = False
         # Whether something may be there that the stream does not tell of, and when it is due.
@@ -105,10 +121,15 @@ class RedisSubscription:
         patience = Patience(self._clock, wait)
         limit = min(limit, BATCH)
         self._receivers += 1
+        self._round += 1
+        quick = self._clock.monotonic() - self._handed_at < _QUICK
         try:
             while not self._closed:
                 if self._ready:
-                    return self._hand_over(limit)
+                    found = taken_from(self._ready, limit)
+                    if quick and len(found) >= _AHEAD and not self._ready:
+                        self._read_ahead(limit)
+                    return found
                 try:
                     with translated():
                         left = patience.left()
@@ -122,23 +143,21 @@ class RedisSubscription:
             return []
         finally:
             self._receivers -= 1
-            self._leave_nothing_waiting()
+            self._handed_at = self._clock.monotonic()
+            if not self._receivers and not self._closed and (self._ready or self._is_reading()):
+                in_background(self._tidy_up(self._round))
 
-    def _hand_over(self, limit: int) -> list[RawDelivery]:
-        ready = self._ready
-        if len(ready) <= limit:
-            found = list(ready)
-            ready.clear()
-            return found
-        return [ready.popleft() for _ in range(limit)]
+    def _read_ahead(self, limit: int) -> None:
+        """Let the server fetch the next batch while the caller works on this one."""
+        if not self._is_reading():
+            self._reading = in_background(self._read_some(limit, 0.0))
 
     async def _read(self, limit: int, wait: float) -> bool:
         """Let one read come to its end; return whether it was ours or another receive's."""
         ours = self._reading is None or self._reading.done()
         if ours:
-            self._reading = asyncio.ensure_future(self._read_some(limit, wait))
-            self._reading.add_done_callback(_forget)
-        elif wait <= 0 or self._must_look or self._receivers == 1:
+            self._reading = in_background(self._read_some(limit, wait))
+        elif self._blocks and (wait <= 0 or self._must_look or self._receivers == 1):
             # Begun by a receive that was cancelled, or that has more time than we have.
             await self._unblock()
         reading = self._reading
@@ -176,7 +195,8 @@ class RedisSubscription:
 
     async def _ask_for_more(self, limit: int, block: float) -> Any:
         keys = self._keys
-        blocking = ("BLOCK", max(1, round(block * 1e3))) if block > 0 else ()
+        self._blocks = block > 0
+        blocking = ("BLOCK", max(1, round(block * 1e3))) if self._blocks else ()
         self._lost_reply = True
         reply = await self._reads.call(
             *("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", limit, *blocking),
@@ -196,36 +216,59 @@ class RedisSubscription:
             else:
                 self._wakes += [id_ for id_, _ in entries]
                 self._must_look = True
-        bad = self._add((id_.decode(), 1, 1, fields) for id_, fields in fresh)
-        read = list(self._ready)
-        self._ready.clear()
-        try:
-            if self._must_look:
-                # They are older than what was read now.
+        bad = self._add_fresh(fresh)
+        if self._must_look:
+            # What came again is older than what was read now.
+            read = taken_from(self._ready, len(self._ready))
+            try:
                 await self._look(limit)
-        finally:
-            self._ready.extend(read)
+            finally:
+                self._ready.extend(read)
         await self._settle_foreign(bad)
 
-    def _add(self, entries: Any) -> list[Settlement]:
-        """Add entries to what is ready; return how those end that are none of ours."""
+    def _add_fresh(self, entries: list[list[Any]]) -> list[Settlement]:
+        """Add what was read for the first time; return how those end that are none of ours."""
         bad: list[Settlement] = []
-        group = self._group
-        for id_, turn, attempt, fields in entries:
-            self._held[id_] = turn
-            token = f"{id_}/{turn}"
-            try:
-                message, only = message_of_fields(fields)
-            except ForeignEntryError as error:
-                reason = f"undecodable: {error}"
-                bad.append(Settlement(token, Action.REJECT, reason=reason, attempt=attempt))
-                continue
-            if only is not None and only != group:
-                bad.append(Settlement(token, Action.ACK))
-                continue
-            stored_at_us = int(id_.partition("-")[0]) * 1000
-            self._ready.append(RawDelivery(message, attempt, token, stored_at_us))
+        ready = self._ready
+        held: list[str] = []
+        last_ms, stored_at_us = "", 0
+        for id_, fields in entries:
+            # The usual case without detours: this is run for every message.
+            number = len(fields)
+            if number == 4:
+                key = None
+            elif number == 6 and fields[4] == b"key":
+                key = fields[5].decode(errors="replace")
+            else:
+                number = 0
+            if number and fields[2] == b"body" and len(fields[1]) == ID_BYTES:
+                token = id_.decode()
+                ms = token[: token.index("-")]
+                if ms != last_ms:
+                    last_ms, stored_at_us = ms, int(ms) * 1000
+                held.append(token)
+                ready.append(
+                    RawDelivery(Message(fields[3], fields[1], key), 1, token, stored_at_us)
+                )
+            else:
+                bad += self._add(id_.decode(), 1, 1, fields)
+        self._held.update(held)
         return bad
+
+    def _add(self, id_: str, turn: int, attempt: int, fields: Sequence[bytes]) -> list[Settlement]:
+        """Add one entry; return how it ends where it is none of ours."""
+        token = _token(id_, turn)
+        self._held.add(token)
+        try:
+            message, only = message_of_fields(fields)
+        except ForeignEntryError as error:
+            reason = f"undecodable: {error}"
+            return [Settlement(token, Action.REJECT, reason=reason, attempt=attempt)]
+        if only is not None and only != self._group:
+            return [Settlement(token, Action.ACK)]
+        stored_at_us = int(id_.partition("-")[0]) * 1000
+        self._ready.append(RawDelivery(message, attempt, token, stored_at_us))
+        return []
 
     async def _settle_foreign(self, bad: list[Settlement]) -> None:
         if not bad:
@@ -257,8 +300,8 @@ class RedisSubscription:
         now = self._clock.monotonic()
         due = _LOOK if due_ms < 0 else min(_LOOK, due_ms / 1e3 + 0.001)
         self._next_look = now + due
-        bad = self._add((id_.decode(), *rest) for id_, *rest in taken)
-        await self._settle_foreign(bad)
+        for id_, turn, attempt, fields in taken:
+            await self._settle_foreign(self._add(id_.decode(), turn, attempt, fields))
         if self._must_trim and now >= self._next_trim:
             self._must_trim, self._next_trim = False, now + _LOOK
             await self._ask("trim", ("log",))
@@ -268,17 +311,16 @@ class RedisSubscription:
         start = "-"
         while True:
             page = await self._ask("mine", ("log", "tries"), self._group, self._consumer, start)
-            unknown = [one for one in page if self._held.get(one[0].decode()) != one[1]]
+            unknown = [one for one in page if _token(one[0].decode(), one[1]) not in self._held]
             replies = await self._link.call_many(
                 [("XRANGE", self._keys.log, id_, id_) for id_, _, _ in unknown]
             )
-            entries = []
             for (id_, turn, attempt), reply in zip(unknown, replies, strict=True):
                 if isinstance(reply, Exception):
                     raise reply
                 if reply:
-                    entries.append((id_.decode(), turn, attempt, reply[0][1]))
-            await self._settle_foreign(self._add(entries))
+                    bad = self._add(id_.decode(), turn, attempt, reply[0][1])
+                    await self._settle_foreign(bad)
             if len(page) < 500:
                 break
             start = f"({page[-1][0].decode()}"
@@ -302,56 +344,50 @@ class RedisSubscription:
             with contextlib.suppress(Exception):
                 await self._link.call("CLIENT", "UNBLOCK", self._reads.client_id)
 
-    def _leave_nothing_waiting(self) -> None:
-        """See to it that a cancelled receive keeps nothing from others."""
-        if self._closed or self._receivers:
-            return
-        blocked = self._reading is not None and not self._reading.done()
-        if blocked or self._ready:
-            _keep(self._tidy_up(blocked))
+    def _is_reading(self) -> bool:
+        return self._reading is not None and not self._reading.done()
 
-    async def _tidy_up(self, blocked: bool) -> None:
-        if blocked:
+    async def _tidy_up(self, round_: int) -> None:
+        """Give back what nobody has received, unless another receive asks for it soon."""
+        if self._is_reading() and self._blocks:
             await self._unblock()
-        await asyncio.sleep(_KEEP)
-        if self._receivers or self._closed or not self._ready:
+        await asyncio.sleep(KEEP)
+        if self._round != round_ or self._closed or not self._ready:
             return
-        returned = [
-            Settlement(raw.token, Action.RETURN, attempt=raw.attempt) for raw in self._ready
-        ]
-        self._ready.clear()
         with contextlib.suppress(UnavailableError):
-            await self.settle_batch(returned)
+            await self.settle_batch(returns(taken_from(self._ready, len(self._ready))))
 
     # Settling ---------------------------------------------------------------------------
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs, all of them together."""
-        if all(settlement.action is Action.ACK for settlement in settlements):
-            keys: tuple[str, ...] = ("log", "later", "tries")
-            words: list[Sequence[Any]] = [
-                cast(str, settlement.token).split("/") for settlement in settlements
-            ]
-            lost = await self._call_parts("ack", keys, words)
+        tokens = [cast(str, settlement.token) for settlement in settlements]
+        ack = Action.ACK
+        if all(settlement.action is ack for settlement in settlements):
+            lost = await self._ack(tokens)
         else:
             keys = ("log", "later", "tries", "wake", "dead")
             lost = await self._call_parts("settle", keys, [_settling(s) for s in settlements])
-        held = self._held
-        for settlement in settlements:
-            held.pop(cast(str, settlement.token).partition("/")[0], None)
+            if any(settlement.gives_back for settlement in settlements):
+                self._must_look = True
+                self._woken.set()
+        self._held.difference_update(tokens)
         self._must_trim = True
-        if any(settlement.gives_back for settlement in settlements):
-            self._must_look = True
-            self._woken.set()
         return outcomes_of(len(settlements), lost, Outcome.SETTLED)
+
+    async def _ack(self, tokens: list[str]) -> set[int]:
+        """Settle as done; return the places of those that are lost."""
+        look = "all" if 4 * len(tokens) > len(self._held) else "each"
+        return await self._call_parts(
+            "ack", ("log", "later", "tries"), [(token,) for token in tokens], look
+        )
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
         """Hold for ``seconds`` from now."""
-        words = [cast(str, token).split("/") for token in tokens]
+        words = [_parts(token) for token in tokens]
         keys = ("log", "info", "later")
         lost = await self._call_parts("extend", keys, words, round(seconds * 1e3))
-        for place in lost:
-            self._held.pop(words[place][0], None)
+        self._held.difference_update(cast(str, tokens[place]) for place in lost)
         return outcomes_of(len(tokens), lost, Outcome.EXTENDED)
 
     async def _call_parts(
@@ -359,12 +395,11 @@ class RedisSubscription:
     ) -> set[int]:
         """Call a function for all items; return the places of those that are lost."""
         named = [getattr(self._keys, key) for key in keys]
+        head = (self._group, self._consumer, *head)
         calls = []
         for at in range(0, len(items), BATCH):
-            words = (word for item in items[at : at + BATCH] for word in item)
-            calls.append(
-                self._functions.call(function, named, self._group, self._consumer, *head, *words)
-            )
+            words = itertools.chain.from_iterable(items[at : at + BATCH])
+            calls.append(self._functions.call(function, named, *head, *words))
         lost: set[int] = set()
         with translated():
             for part, reply in enumerate(await self._link.call_many(calls)):
@@ -443,8 +478,7 @@ class RedisSubscription:
         """Say that this consumer is there, now and from time to time."""
         with translated():
             await self._say_here()
-        self._beating = asyncio.ensure_future(self._beat())
-        self._beating.add_done_callback(_forget)
+        self._beating = in_background(self._beat())
 
     async def _beat(self) -> None:
         while True:
@@ -512,30 +546,25 @@ async def dead_letters_of(
     return found
 
 
+def _token(id_: str, turn: int) -> str:
+    """Return what names one hand-over: nearly every one is the first."""
+    return id_ if turn == 1 else f"{id_}/{turn}"
+
+
+def _parts(token: Token) -> tuple[str, str]:
+    """Return the id and the turn that a token names."""
+    id_, _, turn = cast(str, token).partition("/")
+    return id_, turn or "1"
+
+
 def _stored_at_us(id_: bytes) -> int:
     return int(id_.partition(b"-")[0]) * 1000
 
 
 def _settling(settlement: Settlement) -> tuple[Any, ...]:
-    id_, _, turn = cast(str, settlement.token).partition("/")
+    id_, turn = _parts(settlement.token)
     if settlement.action in (Action.ACK, Action.REJECT):
         action = "done" if settlement.action is Action.ACK else "dead"
         return (id_, turn, action, 0, settlement.attempt, settlement.reason)
     delay = max(0, round(settlement.delay * 1e3))
     return (id_, turn, "back", delay, settlement.next_attempt - 1, "")
-
-
-# Tasks that nobody waits for; the loop itself keeps no strong reference.
-_background: Final[set[asyncio.Future[Any]]] = set()
-
-
-def _keep(coroutine: Any) -> None:
-    task = asyncio.ensure_future(coroutine)
-    _background.add(task)
-    task.add_done_callback(_background.discard)
-    task.add_done_callback(_forget)
-
-
-def _forget(task: "asyncio.Future[Any]") -> None:
-    if not task.cancelled():
-        task.exception()

@@ -85,6 +85,11 @@ register('open', function(keys, args)
     redis.call('HSET', info, 'kind', kind, 'version', 1)
     found = kind
   end
+  if found == 'log' and redis.call('EXISTS', log) == 0 then
+    -- An empty stream: what is large is added without a function, and only where one is.
+    redis.call('XGROUP', 'CREATE', log, NOBODY, '0', 'MKSTREAM')
+    redis.call('XGROUP', 'DESTROY', log, NOBODY)
+  end
   if found ~= 'log' or group == '' then return {found} end
   if not groups_of(log)[group] then
     if create ~= '1' then return {'no subscription'} end
@@ -103,11 +108,11 @@ register('open', function(keys, args)
 end)
 
 -- Store messages. Returns how many fitted; -1 where there is no such topic.
--- keys: log, info; args: capacity, then for each: id, meta, body
+-- keys: log, info; args: capacity, then for each: id, '=' and the key or nothing, meta, body
 register('send', function(keys, args)
   local log, info = unpack(keys)
   if redis.call('EXISTS', info) == 0 then return -1 end
-  local fitting = (#args - 1) / 3
+  local fitting = (#args - 1) / 4
   if args[1] ~= '' then
     local waiting, groups = 0, 0
     for _, group in pairs(groups_of(log)) do
@@ -118,11 +123,16 @@ register('send', function(keys, args)
     if groups == 0 then waiting = redis.call('XLEN', log) end
     fitting = math.max(0, math.min(fitting, args[1] - waiting))
   end
-  for i = 2, 1 + 3 * fitting, 3 do
-    if args[i + 1] == '' then
-      redis.call('XADD', log, '*', 'id', args[i], 'body', args[i + 2])
+  for i = 2, 1 + 4 * fitting, 4 do
+    local id, key, meta, body = unpack(args, i, i + 3)
+    if key == '' and meta == '' then
+      redis.call('XADD', log, '*', 'id', id, 'body', body)
+    elseif meta == '' then
+      redis.call('XADD', log, '*', 'id', id, 'body', body, 'key', string.sub(key, 2))
+    elseif key == '' then
+      redis.call('XADD', log, '*', 'id', id, 'body', body, 'meta', meta)
     else
-      redis.call('XADD', log, '*', 'id', args[i], 'body', args[i + 2], 'meta', args[i + 1])
+      redis.call('XADD', log, '*', 'id', id, 'body', body, 'key', string.sub(key, 2), 'meta', meta)
     end
   end
   return fitting
@@ -176,17 +186,41 @@ register('look', function(keys, args)
   return {wait, taken}
 end, {'allow-oom'})
 
--- Settle entries as done. Returns the places of those that this consumer does not hold.
--- keys: log, later, tries; args: group, consumer, then for each: id, turn
+-- Settle entries as done. A token is an entry's id, with /turn behind it after the first.
+-- Returns the places of those that this consumer does not hold.
+-- keys: log, later, tries; args: group, consumer, how to look, then the tokens
 register('ack', function(keys, args)
   local log, later, tries = unpack(keys)
   local group, consumer = args[1], args[2]
+  local held = {}  -- token to id
+  if args[3] == 'all' then
+    -- Asking for all that the consumer holds costs a quarter of asking for each of them.
+    local from = '-'
+    repeat
+      local page = redis.call('XPENDING', log, group, from, '+', STEP, consumer)
+      for i = 1, #page do
+        local entry = page[i]
+        local id, turn = entry[1], entry[4]
+        held[turn == 1 and id or id .. '/' .. turn] = id
+      end
+      if #page > 0 then from = '(' .. page[#page][1] end
+    until #page < STEP
+  else
+    for i = 4, #args do
+      local id, turn = string.match(args[i], '([^/]+)/?(.*)')
+      if turn_of(log, group, consumer, id) == tonumber(turn == '' and 1 or turn) then
+        held[args[i]] = id
+      end
+    end
+  end
   local ours, lost = {}, {}
-  for i = 3, #args, 2 do
-    if turn_of(log, group, consumer, args[i]) == tonumber(args[i + 1]) then
-      ours[#ours + 1] = args[i]
+  for i = 4, #args do
+    local id = held[args[i]]
+    if id then
+      ours[#ours + 1] = id
+      held[args[i]] = nil  -- the same token a second time is a late one
     else
-      lost[#lost + 1] = (i - 3) / 2
+      lost[#lost + 1] = i - 4
     end
   end
   if #ours > 0 then

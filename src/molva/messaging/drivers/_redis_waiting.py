@@ -1,20 +1,37 @@
-"""How both kinds of Redis consumers wait, and how what is long is cut into calls."""
+"""What both kinds of Redis consumers have in common: waiting, and cutting what is long."""
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
-from typing import Final, final
+from collections import deque
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar, final
 
 from molva._base.clock import Clock
 from molva._base.waiting import first_of
-from molva.messaging.driver import Outcome
+from molva.messaging.driver import Action, Outcome, RawDelivery, Settlement
 from molva.messaging.errors import UnavailableError
 from molva.messaging.message import Message
 
-__all__ = ["BATCH", "Patience", "outcomes_of", "parts_of"]
+__all__ = [
+    "BATCH",
+    "KEEP",
+    "Patience",
+    "in_background",
+    "outcomes_of",
+    "parts_of",
+    "returns",
+    "taken_from",
+]
+
+T = TypeVar("T")
 
 # Messages that one call takes or settles. Lua's stack holds 8,000 values, and some have
 # two; and nobody else is served meanwhile.
 BATCH: Final = 1_000
+
+# Seconds for which messages are kept that a receive was cancelled for, until the next one
+# asks; then they are given back. Longer, and others wait for them; shorter, and a consumer
+# that is cancelled and asks again gives back and takes the same ones.
+KEEP: Final = 0.2
 
 # Messages, and bytes of bodies, that one call stores. Fewer, and calls cost more than
 # messages; more, and others wait while the server copies them.
@@ -70,3 +87,35 @@ def outcomes_of(number: int, lost: Collection[int], otherwise: Outcome) -> list[
     for place in lost:
         outcomes[place] = Outcome.LEASE_LOST
     return outcomes
+
+
+def returns(raw: Iterable[RawDelivery]) -> list[Settlement]:
+    """Return the settlements by which what nobody looked at is given back."""
+    return [Settlement(one.token, Action.RETURN, attempt=one.attempt) for one in raw]
+
+
+def taken_from(ready: deque[T], limit: int) -> list[T]:
+    """Take up to ``limit`` from the left."""
+    if len(ready) <= limit:
+        found = list(ready)
+        ready.clear()
+        return found
+    return [ready.popleft() for _ in range(limit)]
+
+
+def in_background(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Run a task to its end whether or not anybody waits for it."""
+    task = asyncio.ensure_future(work)
+    _background.add(task)
+    task.add_done_callback(_forget)
+    return task
+
+
+# The loop itself keeps no strong reference to its tasks.
+_background: Final[set[asyncio.Task[Any]]] = set()
+
+
+def _forget(task: "asyncio.Task[Any]") -> None:
+    _background.discard(task)
+    if not task.cancelled():
+        task.exception()  # whoever waited was told; if nobody did, nobody is interested
