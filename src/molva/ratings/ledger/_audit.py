@@ -16,6 +16,8 @@ from molva.ratings.ledger._schema import (
     EXCLUSION,
     SEQ_BITS,
     SEQ_MASK,
+    EntryRow,
+    entry_checksum,
 )
 from molva.ratings.ledger.protocol import Difference
 
@@ -39,6 +41,11 @@ _NAMED: Final = ("campaign", "scope")
 # Rows that a rebuild collects before it writes them.
 _ROWS_A_WRITE: Final = 1_000
 
+# In the order that a checksum is of.
+_EVERY_COLUMN: Final = (
+    "entry_key, id, kind, rate, item_key, item_position, item_sum, campaign_position, "
+    "campaign_sum, target_key, text_hash, accepted_at_us, applied_at_us, checksum"
+)
 _SELECT_ENTRY: Final = f"SELECT {', '.join(FoldedEntry._fields)} FROM entry"
 
 
@@ -134,17 +141,29 @@ def _recomputed(connection: apsw.Connection) -> Iterator[Row | Difference]:
         )
         fold = Fold(key, campaign, scopes, look_up)
         yield from fold.begin()
-        for row in connection.execute(
-            f"{_SELECT_ENTRY} WHERE entry_key BETWEEN ? AND ? ORDER BY entry_key",
+        for *row, checksum in connection.execute(
+            f"SELECT {_EVERY_COLUMN} FROM entry WHERE entry_key BETWEEN ? AND ? ORDER BY entry_key",
             (key << SEQ_BITS, key << SEQ_BITS | SEQ_MASK),
         ):
-            yield from fold.take(FoldedEntry(*row))
+            entry = FoldedEntry._make((row[0], *row[2:10]))
+            if not _is_sound(cast("EntryRow", tuple(row)), checksum):
+                where = f"entry {entry.entry_key & SEQ_MASK}: checksum"
+                yield Difference(campaign, where, checksum, "that of its columns")
+            yield from fold.take(entry)
         yield from fold.end()
     marks = ", ".join(map(str, keys)) or "NULL"
     for (unknown,) in connection.execute(
         f"SELECT DISTINCT entry_key >> {SEQ_BITS} AS k FROM entry WHERE k NOT IN ({marks})"
     ):
         yield Difference("", f"campaign {unknown}: row", None, "has entries")
+
+
+def _is_sound(row: EntryRow, checksum: object) -> bool:
+    """Return whether all of an entry is as it was written."""
+    try:
+        return checksum in (None, entry_checksum(row))
+    except OverflowError:
+        return False  # a value of another type or size than was ever written
 
 
 def _words(connection: apsw.Connection) -> Iterator[Difference | None]:
