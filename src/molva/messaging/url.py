@@ -69,6 +69,8 @@ Kind = Literal["topic", "queue"]
 # Scheme to (module, extra that brings its client library). The only global state here.
 _DRIVERS: Final[dict[str, tuple[str, str | None]]] = {
     "memory": ("molva.messaging.drivers.memory", None),
+    "redis": ("molva.messaging.drivers.redis", "redis"),
+    "rediss": ("molva.messaging.drivers.redis", "redis"),
     "sqlite": ("molva.messaging.drivers.sqlite", None),
 }
 
