@@ -7,6 +7,7 @@ from typing import Final
 from benchmarks.ledger import ledger
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
+from benchmarks.redis import redis
 from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
 
@@ -18,6 +19,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "messaging": messaging,
     "queues": queues,
     "ledger": ledger,
+    "redis": redis,
 }
 
 
