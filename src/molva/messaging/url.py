@@ -191,7 +191,7 @@ class BrokerURL(ResourceURL):
         for option in self.options:
             if option in known:
                 continue
-            owner = _owner_of(option)
+            owner = _owner_of(option, self.scheme)
             if owner is not None:
                 raise InvalidURLError(f"{self.scheme}: option {option!r} is {owner}, not of this")
             hint = nearest(option, (*known, *COMMON_OPTIONS))
@@ -309,9 +309,12 @@ def drivers_with(feature: str, kind: Kind) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def _owner_of(option: str) -> str | None:
-    """Return whose option it is, if it is any driver's; for an error message."""
-    for scheme in known_schemes():
+def _owner_of(option: str, own: str) -> str | None:
+    """Return whose option it is, if it is any driver's; for an error message.
+
+    Its own driver is asked first: the option may be one of the other kind.
+    """
+    for scheme in sorted(known_schemes(), key=lambda scheme: scheme != own):
         try:
             driver = importlib.import_module(_DRIVERS[scheme][0])
         except ImportError:
