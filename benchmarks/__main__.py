@@ -8,6 +8,7 @@ from benchmarks.ledger import ledger
 from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
+from benchmarks.redis import redis
 from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
 
@@ -20,6 +21,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "queues": queues,
     "ledger": ledger,
     "ledgers": ledgers,
+    "redis": redis,
 }
 
 
