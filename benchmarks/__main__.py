@@ -6,8 +6,10 @@ from typing import Final
 
 from benchmarks.kafka import kafka
 from benchmarks.ledger import ledger
+from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
+from benchmarks.redis import redis
 from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
 
@@ -20,6 +22,8 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "queues": queues,
     "ledger": ledger,
     "kafka": kafka,
+    "ledgers": ledgers,
+    "redis": redis,
 }
 
 
