@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from benchmarks.ledger import ledger
+from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
 from benchmarks.redis import redis
@@ -19,6 +20,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "messaging": messaging,
     "queues": queues,
     "ledger": ledger,
+    "ledgers": ledgers,
     "redis": redis,
 }
 
