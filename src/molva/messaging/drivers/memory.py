@@ -52,7 +52,12 @@ from molva.messaging.driver import (
     Token,
     TopicStat,
 )
-from molva.messaging.drivers._memory_queue import QUEUE_CAPABILITIES, MemoryQueue, Store
+from molva.messaging.drivers._memory_queue import (
+    QUEUE_CAPABILITIES,
+    MemoryQueue,
+    Store,
+    wait_for_room,
+)
 from molva.messaging.errors import (
     InUseError,
     InvalidURLError,
@@ -120,9 +125,17 @@ class _Log:
     last: int = 0
     rows: list[_Row] = field(default_factory=list)
     readings: dict[str, _Reading] = field(default_factory=dict)
+    room: set[asyncio.Event] = field(default_factory=set)  # of senders that wait for it
+
+    @property
+    def waiting(self) -> int:
+        """How many messages the slowest subscription has not settled."""
+        return self.last - min((r.settled for r in self.readings.values()), default=0)
 
     def trim(self) -> None:
-        """Forget what every subscription has settled."""
+        """Forget what every subscription has settled, and tell who waits for room."""
+        for event in self.room:
+            event.set()
         if self.readings:
             done = min(
                 mark.offset for r in self.readings.values() for mark in r.watermarks.values()
@@ -250,8 +263,7 @@ class MemoryTopic:
         log = self._log
         room = len(messages)
         if self.capacity is not None:
-            settled = min((r.settled for r in log.readings.values()), default=0)
-            room = max(0, min(room, self.capacity - (log.last - settled)))
+            room = max(0, min(room, self.capacity - log.waiting))
         now_us = self._clock.now_us()
         for message in messages[:room]:
             log.last += 1
@@ -261,6 +273,13 @@ class MemoryTopic:
             for consumer in reading.consumers:
                 consumer.wake()
         return [Outcome.STORED] * room + [Outcome.FULL] * (len(messages) - room)
+
+    async def wait_for_room(self, *, wait: float) -> bool:
+        """Wait until a message fits."""
+        log, capacity = self._log, self.capacity
+        return await wait_for_room(
+            log.room, lambda: capacity is None or log.waiting < capacity, wait, self._clock
+        )
 
     async def stat(self) -> TopicStat:
         """Return what the topic holds."""
