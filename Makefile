@@ -31,8 +31,8 @@ format: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Real processes, real faults: a few minutes of both kinds. ARGS="run --seed 7 --seconds 600",
-# "power --cuts 100" and "long" are more of it.
+# Real processes, real faults: a few minutes of each kind. ARGS="run --seed 7 --seconds 600",
+# "power --cuts 100", "queue --seconds 300" and "long" are more of it.
 faults: $(VENV)/dev.stamp
 	@scripts/test-tools
 ifdef ARGS
@@ -40,6 +40,7 @@ ifdef ARGS
 else
 	$(BIN)/python -m tests.faults.live run --seconds 90 --rate 1000
 	$(BIN)/python -m tests.faults.live power --cuts 30
+	$(BIN)/python -m tests.faults.live queue --seconds 30
 endif
 
 wheel: $(VENV)/dev.stamp

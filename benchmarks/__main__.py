@@ -7,12 +7,14 @@ from typing import Final
 from benchmarks.ledger import ledger
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
+from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
 
 MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "service": service,
     "minute": minute,
     "idle": idle,
+    "scaled": scaled,
     "messaging": messaging,
     "queues": queues,
     "ledger": ledger,

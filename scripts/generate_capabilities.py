@@ -47,9 +47,16 @@ def page() -> str:
         "capacity": "capacity",
         "holding": "what was handed over is held by",
         "attempts": "count of attempts",
+        "starts": "a new subscription can begin with",
+        "stat": "count of what waits",
         "max_body_bytes": "largest body in bytes",
     }.items():
-        lines.append(_row(meaning, *(_shown(getattr(best, field)) for _, best in columns)))
+        shown = [
+            # Only subscriptions begin anywhere.
+            "–" if field == "starts" and name.endswith("queue") else _shown(getattr(best, field))
+            for name, best in columns
+        ]
+        lines.append(_row(meaning, *shown))
     return "\n".join(lines) + "\n"
 
 

@@ -4,16 +4,18 @@ import itertools
 
 import pytest
 
+from molva.messaging.conformance import Harness, QueueConformance, TopicConformance
 from molva.messaging.drivers import memory
-from tests.messaging.conformance import TopicConformance, TopicHarness
-from tests.messaging.conformance.queues import QueueConformance, QueueHarness
 
 _names = itertools.count()
 
 
-class MemoryHarness(TopicHarness):
-    settle_interval = 0.0
-    share_interval = 0.0
+class MemoryHarness(Harness):
+    virtual = True
+    lease = 10.0
+    moment = 30.0
+    quiet = 0.0
+    delete_interval = 1.1
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,20 +24,17 @@ class MemoryHarness(TopicHarness):
     def base_url(self) -> str:
         return f"memory://{self._name}"
 
-    def let_only_wake_ups_wake(self) -> None:
-        """Nothing else does."""
-
     async def kept(self, topic: str = "t") -> int:
         return len(memory._brokers[self._name][topic].rows)
 
 
 class TestMemory(TopicConformance):
     @pytest.fixture
-    def harness(self) -> TopicHarness:
+    def harness(self) -> Harness:
         return MemoryHarness()
 
 
 class TestMemoryQueue(QueueConformance):
     @pytest.fixture
-    def harness(self) -> QueueHarness:
-        return QueueHarness(f"memory://test-queue-{next(_names)}")
+    def harness(self) -> Harness:
+        return MemoryHarness()

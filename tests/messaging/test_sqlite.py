@@ -6,12 +6,16 @@ import apsw
 import pytest
 
 from molva.messaging import Action, Message
+from molva.messaging.conformance import Harness, QueueConformance, TopicConformance, bodies
 from molva.messaging.drivers import _sqlite_subscription
-from tests.messaging.conformance import TopicConformance, TopicHarness, bodies
-from tests.messaging.conformance.queues import QueueConformance, QueueHarness
 
 
-class SQLiteHarness(TopicHarness):
+class SQLiteHarness(Harness):
+    virtual = True
+    lease = 10.0
+    moment = 30.0
+    quiet = 0.0
+    delete_interval = 1.1
     # The driver's own intervals, and a little for what is rounded.
     settle_interval = 0.26
     share_interval = 0.26
@@ -44,25 +48,25 @@ class SQLiteHarness(TopicHarness):
 
 class TestSQLite(TopicConformance):
     @pytest.fixture(params=["loop", "thread"])
-    def harness(self, tmp_path: Path, request: pytest.FixtureRequest) -> TopicHarness:
+    def harness(self, tmp_path: Path, request: pytest.FixtureRequest) -> Harness:
         return SQLiteHarness(tmp_path, request.param)
 
 
 class TestSQLiteQueue(QueueConformance):
     @pytest.fixture(params=["loop", "thread"])
-    def harness(self, tmp_path: Path, request: pytest.FixtureRequest) -> QueueHarness:
-        return QueueHarness(f"sqlite://{tmp_path}/queue.db?commit={request.param}")
+    def harness(self, tmp_path: Path, request: pytest.FixtureRequest) -> Harness:
+        return SQLiteHarness(tmp_path, request.param)
 
 
 async def test_offsets_are_never_used_again_once_every_message_was_deleted(tmp_path: Path) -> None:
     h = SQLiteHarness(tmp_path, "loop")
-    clock = h.use_manual_clock()
+    h.stop_clock()
     topic, subscription = await h.topic(), await h.subscription()
     # As many as an idle consumer deletes at a time, and the one that it begins with.
     await topic.send_many([Message(b"old") for _ in range(2_001)])
     while deliveries := await subscription.receive(5_000, wait=0.0):
         await subscription.settle([(delivery, Action.ACK) for delivery in deliveries])
-    await clock.pass_time(1.0)
+    await h.pass_time(1.0)
     assert await h.kept() == 0
     await topic.close()
     await subscription.close()

@@ -15,7 +15,7 @@ from molva.messaging import (
     open_subscription,
     open_topic,
 )
-from tests.messaging.conformance import bodies, take
+from molva.messaging.conformance import bodies, take
 from tests.messaging.faults import FaultyVFS
 
 

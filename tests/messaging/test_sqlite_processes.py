@@ -1,14 +1,11 @@
 """The SQLite driver among real processes: killed, stopped, idle, many at once."""
 
 import asyncio
-import contextlib
 import signal
 import statistics
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -23,72 +20,16 @@ from molva.messaging import (
     open_subscription,
     open_topic,
 )
-from tests.messaging.conformance import bodies, eventually, key_in_lane, take
+from molva.messaging.conformance import bodies, eventually, key_in_lane, take
+from molva.messaging.conformance.actors import Start, starting
 
-_PROGRAM = Path(__file__).with_name("actor.py")
-
-
-class Actor:
-    """A process that runs ``actor.py``."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self.pid = process.pid
-        self.lines: list[str] = []
-        self._reading = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            self.lines.append(line.decode().rstrip("\n"))
-
-    async def ready(self) -> "Actor":
-        await self.said("ready")
-        self.lines.remove("ready")
-        return self
-
-    async def said(self, line: str) -> None:
-        await eventually(lambda: line in self.lines or self._process.returncode is not None)
-        assert line in self.lines, self.lines
-
-    def go(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
-
-    async def kill(self) -> None:
-        """Kill it without warning; return when all that it said has been read."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        await self._reading
-
-    async def end(self) -> int:
-        async with asyncio.timeout(20):
-            code = await self._process.wait()
-        await self._reading
-        return code
-
-
-Start = Callable[..., Awaitable[Actor]]
+_LOCK = (str(Path(__file__).with_name("lock_file.py")),)
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    actors: list[Actor] = []
-
-    async def start(*arguments: str) -> Actor:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(_PROGRAM), *arguments, stdin=PIPE, stdout=PIPE
-        )
-        actors.append(Actor(process))
-        return actors[-1]
-
-    yield start
-    for actor in actors:
-        await actor.kill()
+    async with starting() as start:
+        yield start
 
 
 @pytest.fixture
@@ -263,13 +204,13 @@ async def test_nothing_is_written_while_nothing_happens(path: Path, start: Start
 
 async def test_processes_that_make_one_file_at_once_all_succeed(path: Path, start: Start) -> None:
     actors = [await start("open", _url(path, subscription="s")) for _ in range(8)]
-    for actor in actors:
-        await actor.ready()
+    for each in actors:
+        await each.ready()
 
-    for actor in actors:
-        actor.go()
+    for each in actors:
+        each.go()
 
-    assert [await actor.end() for actor in actors] == [0] * 8
+    assert [await each.end() for each in actors] == [0] * 8
     async with await open_topic(_url(path)) as topic:
         stat = await topic.stat()
     assert stat is not None
@@ -282,7 +223,7 @@ async def test_a_send_waits_for_another_writer_without_blocking_the_loop(
     path: Path, start: Start, commit: str
 ) -> None:
     async with await open_topic(_url(path, commit=commit)) as topic:
-        writer = await (await start("lock", str(path))).ready()
+        writer = await (await start(str(path), program=_LOCK)).ready()
         sending = asyncio.create_task(topic.send(Message(b"1")))
         longest, last, end = 0.0, time.monotonic(), time.monotonic() + 1.0
         while (now := time.monotonic()) < end:
@@ -301,7 +242,7 @@ async def test_a_writer_that_holds_the_file_too_long_makes_sends_fail(
 ) -> None:
     monkeypatch.setattr(sqlite_writer, "_BUSY_TIMEOUT", 0.1)
     async with await open_topic(_url(path)) as topic:
-        writer = await (await start("lock", str(path))).ready()
+        writer = await (await start(str(path), program=_LOCK)).ready()
 
         outcomes = await asyncio.gather(*(_try(topic) for _ in range(3)))
         writer.go()
@@ -321,7 +262,7 @@ async def test_watermarks_are_written_later_when_another_writer_held_the_file(
     async with await open_topic(_url(path)) as topic, await open_subscription(url) as consumer:
         await topic.send(Message(b"1"))
         [delivery] = await take(consumer, 1)
-        writer = await (await start("lock", str(path))).ready()
+        writer = await (await start(str(path), program=_LOCK)).ready()
         await delivery.ack()
         await eventually(lambda: "watermarks are not written" in caplog.text)
         writer.go()

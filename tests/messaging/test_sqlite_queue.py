@@ -18,8 +18,8 @@ from molva.messaging import (
     open_subscription,
     open_topic,
 )
+from molva.messaging.conformance import PATIENCE, bodies
 from molva.messaging.drivers import _sqlite_file, _sqlite_queue
-from tests.messaging.conformance.harness import PATIENCE, bodies
 from tests.messaging.faults import FaultyVFS
 
 _CONSUMER = """

@@ -20,12 +20,12 @@ from molva.messaging import (
     open_subscription,
     open_topic,
 )
+from molva.messaging.conformance import PATIENCE, key_in_lane
 from molva.messaging.driver import Outcome, RawDelivery, Settlement
 from molva.messaging.drivers import _sqlite_subscription, sqlite
 from molva.messaging.drivers._sqlite_file import checksum_of
 from molva.messaging.drivers._sqlite_subscription import SQLiteSubscription
 from molva.messaging.url import BrokerURL
-from tests.messaging.conformance.harness import PATIENCE, key_in_lane
 from tests.messaging.faults import FaultyVFS
 
 

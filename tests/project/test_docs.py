@@ -14,6 +14,7 @@ from _pytest.mark.structures import ParameterSet
 from molva.cli import exits
 from molva.cli.main import main
 from molva.messaging import errors, url
+from molva.messaging.conformance import Harness
 from molva.messaging.drivers import memory, sqlite
 from molva.ratings.problem import TITLES
 from tests.conftest import MolvaProcess, StartMolva, skip_without
@@ -180,6 +181,36 @@ async def test_every_metric_is_in_the_manual(start_molva: StartMolva) -> None:
     assert len(names) >= 12
     for name in names:
         assert f"`{name}" in text, name
+
+
+def test_what_the_manual_quotes_of_a_file_stands_in_it() -> None:
+    quotes = re.findall(
+        r"^```py from=(\S+)\n(.*?)^```$", manual("writing-a-driver.md"), re.MULTILINE | re.DOTALL
+    )
+    assert len(quotes) >= 4
+    for name, text in quotes:
+        assert text in (ROOT / name).read_text(), f"{name} has changed: {text}"
+
+
+def test_the_table_of_the_suite_names_tests_that_exist() -> None:
+    folder = ROOT / "src/molva/messaging/conformance"
+    code = "\n".join(path.read_text() for path in folder.glob("*.py"))
+    exist = set(re.findall(r"async def (test_\w+)", code))
+    table = manual("conformance.md")
+    named = set(re.findall(r"`(test_\w+)`", table))
+    assert named - exist == set()
+    for path in re.findall(r"`(tests/\S+)`", table):
+        assert (ROOT / path).exists(), path
+    for letter, last in {"B": 11, "G": 5, "A": 13, "O": 8, "F": 4, "H": 4, "C": 4, "X": 7}.items():
+        for number in range(1, last + 1):
+            assert f"| {letter}{number} | " in table
+
+
+def test_every_part_of_a_harness_is_in_the_guide() -> None:
+    text = manual("writing-a-driver.md")
+    for name in [*Harness.__annotations__, "base_url", "restart_broker", "cut_connections"]:
+        if name not in ("kind", "clock", "duplicates"):
+            assert f"`{name}" in text, name
 
 
 def test_links_inside_the_manual_lead_somewhere() -> None:

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -148,6 +149,44 @@ def test_the_base_needs_no_extra(clean_environment: Path, tmp_path: Path) -> Non
     assert receive.stdout == "one\n", receive.stderr
     assert up.returncode == 2
     assert "molva[ratings]" in up.stderr
+
+
+@pytest.mark.timeout(600)
+def test_a_driver_of_others_passes_the_shipped_suite(
+    clean_environment: Path, tmp_path: Path
+) -> None:
+    python = str(clean_environment / "venv" / "bin" / "python")
+    pins = (ROOT / "requirements" / "dev.txt").read_text()
+    wanted = ("pytest", "pytest-asyncio", "iniconfig", "packaging", "pluggy", "pygments")
+    also = ("typing-extensions", "backports-asyncio-runner")  # on older Pythons
+    blocks = re.split(r"\n(?=\S)", pins.strip())
+    chosen = [b for b in blocks if re.split("[=; ]", b)[0] in (*wanted, *also)]
+    assert len(chosen) >= len(wanted)
+    (tmp_path / "pins.txt").write_text("\n".join(chosen) + "\n")
+    install = [python, "-m", "pip", "install", "-q"]
+    pinned = ["--no-deps", "--require-hashes", "-r", str(tmp_path / "pins.txt")]
+    subprocess.run([*install, *pinned], check=True, capture_output=True, timeout=300)
+    example = tmp_path / "file_driver"
+    shutil.copytree(ROOT / "examples" / "file_driver", example)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path)]
+    subprocess.run([*build, str(example)], check=True, capture_output=True, timeout=120)
+    [wheel] = tmp_path.glob("molva_files-*.whl")
+    subprocess.run([*install, "--no-deps", str(wheel)], check=True, capture_output=True)
+
+    options = ["-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"]
+    result = subprocess.run(
+        [python, "-m", "pytest", *options, str(example / "tests")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=500,
+    )
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("files ")]
+    assert [line.partition(":")[0] for line in lines] == ["files queue", "files topic"]
+    assert all("none beyond what is declared" in line for line in lines)
 
 
 def test_data_for_tests_is_not_shipped(clean_environment: Path) -> None:

@@ -23,6 +23,7 @@ from molva.messaging import (
     open_topic,
 )
 from molva.ratings import request as request_module
+from molva.ratings.admission import Admission
 from molva.ratings.campaign import Campaign
 from molva.ratings.catalog import open_catalog
 from molva.ratings.intake import Intake
@@ -52,8 +53,11 @@ class Answer:
 class Site:
     """An intake over a memory broker, with a ledger and a catalog in files."""
 
-    def __init__(self, intake: Intake, topic: Topic, subscription: Subscription) -> None:
+    def __init__(
+        self, intake: Intake, topic: Topic, subscription: Subscription, admission: Admission
+    ) -> None:
         self.intake = intake
+        self.admission = admission
         self.topic = topic
         self.subscription = subscription
         self.broken = False
@@ -127,16 +131,18 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     def broken() -> None:
         found.broken = True
 
+    admission = Admission(1_000, pending, SYSTEM_CLOCK)
     intake = Intake(
         topic=topic,
         catalog=catalog,
         ledger=ledger,
         pending=pending,
+        admission=admission,
         api=_no_api,
         clock=SYSTEM_CLOCK,
         on_broken=broken,
     )
-    found = Site(intake, topic, subscription)
+    found = Site(intake, topic, subscription, admission)
     yield found
     await topic.close()
     await subscription.close()
@@ -452,6 +458,20 @@ class TestOverload:
             await site.rate("rate=7")
 
         assert len(caplog.records) == 1
+
+    async def test_what_would_wait_too_long_is_refused_before_it_is_stored(
+        self, site: Site
+    ) -> None:
+        site.admission.is_full = True
+
+        answer = await site.rate("rate=7")
+
+        assert answer.status == 503
+        assert answer.headers["retry-after"] == "1"
+        assert answer.document["type"] == "urn:molva:problem:overloaded"
+        assert await site.subscription.receive(wait=0.0) == []
+        site.admission.is_full = False
+        assert (await site.rate("rate=7")).status == 202
 
 
 class TestTotal:

@@ -26,6 +26,8 @@ from typing import Final, final
 
 import apsw
 
+from molva._base.sqlite_mark import has_mark, lost_frames, mark_file
+
 __all__ = [
     "CHECKPOINT_PAGES",
     "DamagedFileError",
@@ -59,6 +61,10 @@ CHECKPOINT_PAGES: Final = 4_000
 # The WAL is cut back to this many bytes once it was copied, so that one long read does
 # not leave a huge file behind for good.
 _WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
+
+
+# No SQLite database is smaller: the least page size there is.
+_LEAST_BYTES: Final = 512
 
 
 class SQLiteFileError(Exception):
@@ -171,6 +177,7 @@ def _prepare(
     connection.execute("BEGIN")
     version = _check_identity(connection, path, kind, application_id, migrations)
     connection.execute("COMMIT")
+    _check_wal(connection, path, kind)
     _use_wal(connection, path)
     # macOS: there a plain fsync leaves the data in the drive's cache. No effect elsewhere.
     connection.pragma("fullfsync", True)
@@ -206,6 +213,13 @@ def _check_identity(
     assert isinstance(found_id, int)
     assert isinstance(version, int)
     if found_id == 0 and version == 0:
+        if os.path.exists(path) and 0 < os.path.getsize(path) < _LEAST_BYTES:
+            # SQLite takes some of these for an empty file.
+            raise ForeignFileError(path, f"is no {kind}: it is no SQLite database")
+        if has_mark(path):
+            problem = f"the {kind} is empty, and was not: there are commits that it lost"
+            hint = f"restore it from a copy, or delete {mark_file(path)} to begin anew"
+            raise DamagedFileError(path, f"{problem}; {hint} (the file was not touched)")
         if connection.execute("SELECT count(*) FROM sqlite_schema").get:
             raise ForeignFileError(path, f"is no {kind}: it is a database of something else")
         return 0
@@ -218,6 +232,19 @@ def _check_identity(
             "upgrade Molva (the file was not touched)",
         )
     return version
+
+
+def _check_wal(connection: apsw.Connection, path: str, kind: str) -> None:
+    """Raise where commits that were synced cannot be read any more."""
+    lost = lost_frames(connection, path)
+    if lost is not None:
+        found, synced = lost
+        raise DamagedFileError(
+            path,
+            f"the {kind} is damaged: of {synced:,} pages in {path}-wal that were on the disk, "
+            f"{found:,} can be read; restore it from a copy, or delete {mark_file(path)} to go on "
+            "without what stood in the others (the file was not touched)",
+        )
 
 
 def _use_wal(connection: apsw.Connection, path: str) -> None:

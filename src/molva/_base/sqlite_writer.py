@@ -20,6 +20,7 @@ new process opens the file anew and puts it in order first (``open_sqlite``).
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Final, Literal, TypeVar, final
 
@@ -32,6 +33,7 @@ from molva._base.sqlite_file import (
     probe_fsync,
     transaction,
 )
+from molva._base.sqlite_mark import Mark
 
 __all__ = [
     "BrokenFileError",
@@ -94,9 +96,13 @@ class SQLiteWriter:
         self._path = path
         self._on_loop = on_loop
         self._lock = asyncio.Lock()
+        self._marker = error_marker(path)
         self._broken: BaseException | None = None
         self._durable: bool | None = None
-        connection.set_wal_hook(self._copy_wal)
+        # Whether commits are synced, as the connection was opened: 2 is FULL.
+        self._synced = connection.pragma("synchronous") == 2
+        self._mark = Mark(path)
+        connection.set_wal_hook(self._committed)
 
     @property
     def broken(self) -> bool:
@@ -107,6 +113,10 @@ class SQLiteWriter:
         """Raise BrokenFileError if an I/O error has ended all writing."""
         if self._broken is not None:
             raise BrokenFileError(self._path, "was given up after an I/O error") from self._broken
+        if os.path.exists(self._marker):
+            # Its commit may stand in the WAL and be gone after a power cut, and ours behind it.
+            self._give_up(apsw.IOError("another connection to it met an I/O error"))
+            self.check()
 
     async def write(
         self, work: Callable[[apsw.Connection], T], *, durable: bool | None = None
@@ -131,7 +141,7 @@ class SQLiteWriter:
             try:
                 if durable is not None and durable is not self._durable:
                     self._connection.pragma("synchronous", "full" if durable else "normal")
-                    self._durable = durable
+                    self._durable = self._synced = durable
                 if self._on_loop:
                     try:
                         return self._transact(work)
@@ -152,23 +162,32 @@ class SQLiteWriter:
     async def close(self) -> None:
         """Close the connection, behind whatever is being written."""
         async with self._lock:
-            if self._broken is None:
+            if self._broken is None and not os.path.exists(self._marker):
                 # Only a sound connection copies the WAL when it closes.
                 self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-            self._connection.close(self._broken is not None)
+            # Where that fails, all commits stand in the WAL, which stays then: whoever opens
+            # the file next copies it, from its beginning.
+            with contextlib.suppress(apsw.IOError, apsw.FullError, apsw.CantOpenError):
+                self._connection.close(self._broken is not None)
+            self._mark.close()
 
-    def _copy_wal(self, connection: apsw.Connection, _database: str, pages: int) -> int:
-        """Copy the WAL back into the file when it is long; called after each commit.
+    def _committed(self, connection: apsw.Connection, _database: str, pages: int) -> int:
+        """Note what is safe; copy the WAL back into the file when it is long.
+
+        Called after each commit, with the number of frames in the WAL.
 
         SQLite's own automatic copy hides its errors. The commit stands whatever happens
         here, but an I/O error while copying is one like any other: the next write finds
         the file broken.
         """
+        if self._synced:
+            self._mark.write(pages)
         if pages >= CHECKPOINT_PAGES:
             try:
                 connection.wal_checkpoint()
             except apsw.IOError as error:
                 self._broken = error
+                self._warn_others()
             except apsw.Error:
                 pass  # readers or a full disk are in the way: a later commit copies it
         return apsw.SQLITE_OK
@@ -195,13 +214,17 @@ class SQLiteWriter:
 
     def _give_up(self, error: apsw.IOError) -> None:
         self._broken = error
-        # Whoever opens the file next has to copy the WAL before it writes, and not just
-        # try to. Not synced: after a power cut there is nothing left to copy.
-        with contextlib.suppress(OSError):
-            open(error_marker(self._path), "wb").close()
+        self._warn_others()
         # The last connection to close copies the WAL into the file otherwise.
         self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._connection.close(True)
+
+    def _warn_others(self) -> None:
+        # Whoever has the file open gives it up, and whoever opens it next has to copy the WAL
+        # before it writes, not just try to. Not synced: after a power cut there is nothing
+        # left to copy.
+        with contextlib.suppress(OSError):
+            open(self._marker, "wb").close()
 
     def _transact(self, work: Callable[[apsw.Connection], T]) -> T:
         with transaction(self._connection):

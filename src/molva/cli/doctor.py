@@ -5,8 +5,10 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -29,14 +31,15 @@ class _Finding:
 
 @click.command()
 @deployment_options
+@click.option("--deep", is_flag=True, help="Read all of each SQLite file: a minute for 10 GB.")
 @json_option
-def doctor(deployment: "Deployment", data: Path, as_json: bool) -> None:
+def doctor(deployment: "Deployment", data: Path, deep: bool, as_json: bool) -> None:
     """Say what is reachable, what the deployment survives, and what is missing.
 
     Exit code 3 where something is not well. Safe beside a running service; what is missing
     in --data is made, as any other command would.
     """
-    findings = asyncio.run(_examine(deployment))
+    findings = asyncio.run(_examine(deployment, deep=deep))
     healthy = all(finding.ok for finding in findings)
     if as_json:
         document = {"ok": healthy, "findings": [asdict(finding) for finding in findings]}
@@ -48,7 +51,7 @@ def doctor(deployment: "Deployment", data: Path, as_json: bool) -> None:
     sys.exit(0 if healthy else UNAVAILABLE)
 
 
-async def _examine(deployment: "Deployment") -> list[_Finding]:
+async def _examine(deployment: "Deployment", *, deep: bool) -> list[_Finding]:
     import apsw
 
     findings = [
@@ -65,10 +68,35 @@ async def _examine(deployment: "Deployment") -> list[_Finding]:
     await look("broker", lambda: _broker(deployment, kept))
     await look("ledger", lambda: _ledger(deployment, kept))
     await look("catalog", lambda: _catalog(deployment))
+    if deep:
+        for url in (deployment.broker, deployment.ledger, deployment.catalog):
+            path = _sqlite_path(url)
+            if path is not None:
+                await look("pages", partial(asyncio.to_thread, _read_all, path))
     common = frozenset.intersection(*kept) if len(kept) == 2 else frozenset()
     shown = ", ".join(f for f in ("kill", "power", "node") if f in common) or "nothing"
     findings.append(_Finding("survives", bool(common), shown))
     return findings
+
+
+def _sqlite_path(url: str) -> str | None:
+    parts = urlsplit(url)
+    return unquote(parts.path) if parts.scheme == "sqlite" else None
+
+
+def _read_all(path: str) -> str:
+    """Read every page of a SQLite file, and compare every index with its table."""
+    import apsw
+
+    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        connection.set_busy_timeout(1_000)
+        found = [str(problem) for (problem,) in connection.execute("PRAGMA integrity_check")]
+    finally:
+        connection.close()
+    if found != ["ok"]:
+        raise ValueError(f"{path}: damaged, restore it from a copy ({'; '.join(found)[:500]})")
+    return f"{path}: every page and index is sound"
 
 
 async def _broker(deployment: "Deployment", kept: list[frozenset[str]]) -> str:

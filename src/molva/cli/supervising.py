@@ -85,6 +85,7 @@ def supervise(
             "MOLVA_BROKER": deployment.broker,
             "MOLVA_LEDGER": deployment.ledger,
             "MOLVA_CATALOG": deployment.catalog,
+            **({} if deployment.capacity is None else {"MOLVA_CAPACITY": str(deployment.capacity)}),
             "MOLVA_WORKERS": "1",
             **environment,
         },

@@ -9,7 +9,7 @@ from molva._base.clock import Clock
 from molva.messaging._tracing import Place, Tracing
 from molva.messaging.driver import Capabilities
 from molva.messaging.errors import ClosedError
-from molva.messaging.url import BrokerURL, Kind
+from molva.messaging.url import BrokerURL, Kind, check_features
 
 __all__ = ["Opened"]
 
@@ -96,3 +96,8 @@ class Opened:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"{self._url}: the {type(self).__name__.lower()} was closed")
+
+    def _check_can(self, feature: str) -> None:
+        """Raise where it is closed, or the broker has no such feature."""
+        self._check_open()
+        check_features(self._url, self.capabilities, (feature,), self._kind)

@@ -78,7 +78,7 @@ class Receiving(Opened):
         self._retries = retries
         self._aggregate = self._url.aggregate
         self._settles_first = self._url.delivery == "at-most-once"
-        self._leased = driver.capabilities.holding == "lease"
+        self._leased = driver.capabilities.holding != "lane"
         self._stopping = asyncio.Event()
         self._drain_seconds: float | None = None
         self.received = ReceiveCounters()
@@ -299,7 +299,7 @@ class Receiving(Opened):
             ids: The messages; None for all.
             limit: At most so many, oldest first.
         """
-        self._check_open()
+        self._check_can("replay")
         return await self._takes_from.replay(ids, limit)
 
     async def purge(self, *, dead: bool = False) -> int:
@@ -307,13 +307,14 @@ class Receiving(Opened):
 
         Raises:
             InUseError: Other consumers hold what waits; stop them first.
+            UnsupportedFeatureError: This broker cannot.
         """
-        self._check_open()
+        self._check_can("purge")
         return await self._takes_from.purge(dead=dead)
 
     async def peek(self, limit: int = 100) -> list[Peeked]:
         """Return up to ``limit`` waiting messages without taking them, next first."""
-        self._check_open()
+        self._check_can("peek")
         return await self._takes_from.peek(limit)
 
     async def _end_receiving(self) -> None:

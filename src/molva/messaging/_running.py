@@ -172,9 +172,13 @@ class Runner:
             await asyncio.wait(self._tasks)
 
     def _fill_slots(self) -> None:
-        while self._free_slots and self._ready and not self._ending.is_set():
+        while self._free_slots and self._ready and not self._over():
             self._free_slots -= 1
             self._begin(self._work())
+
+    def _over(self) -> bool:
+        # Whoever stopped us may run long before `finish` does, and no handler begins after.
+        return self._ending.is_set() or self._stopping.is_set()
 
     def _begin(self, work: Coroutine[object, object, None]) -> None:
         # Not in the context of whoever asks, which may be a task that a handler has changed.
@@ -188,7 +192,7 @@ class Runner:
         """Work in a slot: handle a delivery of the key that waits longest, and so on."""
         handled = 0
         try:
-            while self._ready and not self._ending.is_set():
+            while self._ready and not self._over():
                 await self._handle_first(self._ready.popleft())
                 handled += 1
                 if handled % _TURN == 0:

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, NamedTuple, Protocol, final, runtime_checkable
 
+from molva._base.clock import Clock
 from molva.messaging.message import Message
 
 __all__ = [
     "ALL_FEATURES",
     "Action",
     "Capabilities",
+    "Clock",
     "ConsumerDriver",
     "DeadLetter",
     "Outcome",
@@ -121,6 +123,13 @@ ALL_FEATURES: Final[Mapping[str, str]] = {
     "node": "stored messages outlive the loss of a machine",
     "shared": "other processes reach what this one stores",
     "leases": "each message is held for a time of its own, which can be extended",
+    "lanes": "a consumer owns parts of the keys for as long as it lives",
+    "by-message": "each message is settled by itself, and nothing else comes again",
+    "in-place": "a message that comes again stays before what was sent after it",
+    "exact-attempts": "failed attempts are counted across the death of a consumer",
+    "earliest": "a new subscription can begin with what is stored (``start=earliest``)",
+    "latest": "a new subscription can begin with what comes next (``start=latest``)",
+    "deletes": "what everybody has settled is deleted",
     "delay": "a message can be sent to come later",
     "fifo": "oldest first",
     "lifo": "newest first",
@@ -131,7 +140,15 @@ ALL_FEATURES: Final[Mapping[str, str]] = {
     "wait": "what does not fit waits",
     "drop-newest": "what does not fit is dropped, and counted",
     "drop-oldest": "what waited longest makes room, and is counted",
+    "stat": "it is told how much waits, never too little",
+    "exact-stat": "it is told how much waits, to the message",
+    "peek": "what waits can be looked at without being taken",
+    "purge": "what waits can be removed at once",
+    "replay": "dead letters can be sent back",
 }
+
+# The features that are a field of the same name.
+_YES_OR_NO: Final = ("delay", "deletes", "peek", "purge", "replay", "shared")
 
 
 @final
@@ -149,8 +166,10 @@ class Capabilities:
         max_body_bytes: The largest body that is taken.
         shared: Whether other processes reach what this one stores.
         holding: How a consumer holds what was handed over to it. ``lease``: each message
-            for a time of its own, which can be extended and can run out. ``lane``: it owns
-            parts of the keys for as long as it lives.
+            for a time of its own, which can be extended and can run out. ``connection``:
+            each message until it is settled or the connection ends. ``lane``: it owns
+            parts of the keys for as long as it lives, and acknowledgements advance a
+            watermark, so that after a kill the tail behind it comes again too.
         disciplines: In which orders messages can be taken. ``aggregated`` is made of
             ``fifo`` above every driver.
         overflows: What can become of a message that does not fit. ``wait`` and
@@ -158,6 +177,14 @@ class Capabilities:
         delay: Whether a message can be sent to come later. (A nacked one always can.)
         attempts: Whether failed attempts are counted across the death of a consumer, or
             only as long as one holds the message.
+        keeps_place: Whether a message that comes again stays before what was sent after
+            it; where not, it may come behind.
+        starts: Where a new subscription can begin, out of ``earliest`` and ``latest``.
+        deletes: Whether what everybody has settled is deleted; where not, time decides.
+        stat: How sharply it is told what waits. ``approximate`` is never too little.
+        peek: Whether what waits can be looked at without being taken.
+        purge: Whether what waits can be removed at once.
+        replay: Whether dead letters can be sent back.
     """
 
     delivery: Literal["at-least-once", "at-most-once"]
@@ -166,11 +193,18 @@ class Capabilities:
     survives: frozenset[str]
     max_body_bytes: int
     shared: bool = True
-    holding: Literal["lease", "lane"] = "lane"
+    holding: Literal["lease", "connection", "lane"] = "lane"
     disciplines: frozenset[str] = frozenset({"fifo"})
     overflows: frozenset[str] = frozenset({"reject"})
     delay: bool = False
     attempts: Literal["exact", "approximate"] = "approximate"
+    keeps_place: bool = True
+    starts: frozenset[str] = frozenset({"earliest", "latest"})
+    deletes: bool = True
+    stat: Literal["exact", "approximate", "none"] = "exact"
+    peek: bool = True
+    purge: bool = True
+    replay: bool = True
 
     @property
     def features(self) -> frozenset[str]:
@@ -183,12 +217,19 @@ class Capabilities:
             found |= {"capacity", "wait", "drop-newest"} | self.overflows
         if self.capacity == "exact":
             found.add("exact-capacity")
-        if self.shared:
-            found.add("shared")
         if self.holding == "lease":
             found.add("leases")
-        if self.delay:
-            found.add("delay")
+        found.add("lanes" if self.holding == "lane" else "by-message")
+        if self.keeps_place:
+            found.add("in-place")
+        if self.attempts == "exact":
+            found.add("exact-attempts")
+        found |= self.starts
+        if self.stat != "none":
+            found.add("stat")
+        if self.stat == "exact":
+            found.add("exact-stat")
+        found |= {name for name in _YES_OR_NO if getattr(self, name)}
         if "fifo" in self.disciplines:
             found.add("aggregated")
         return frozenset(found)

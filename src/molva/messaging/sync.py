@@ -537,6 +537,7 @@ class Subscription:
 
         Raises:
             InUseError: Other consumers hold what waits; stop them first.
+            UnsupportedFeatureError: This broker cannot.
         """
         return self._portal.call(self._of.purge(dead=dead))
 
@@ -743,6 +744,7 @@ class Queue:
 
         Raises:
             InUseError: Other consumers hold what waits; stop them first.
+            UnsupportedFeatureError: This broker cannot.
         """
         return self._portal.call(self._of.purge(dead=dead))
 

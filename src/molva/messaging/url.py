@@ -26,12 +26,17 @@ What is opened, for every broker:
     ``linger``
         Seconds that a send waits for others to travel with. Default 0.
 
-A driver is reached by its scheme only, and loaded when its scheme is first opened.
+A driver is reached by its scheme only, and loaded when its scheme is first opened. Drivers
+of others make their scheme known by an entry point of the group ``molva.messaging.drivers``,
+whose name is the scheme and whose object is the driver's module. They are looked for only
+where a scheme is none of ours, so that nobody who has none pays for it; ours cannot be
+replaced.
 """
 
 import importlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Final, Literal, cast, final
 from urllib.parse import quote, urlencode, urlsplit
@@ -53,6 +58,9 @@ __all__ = [
     "drivers_with",
     "known_schemes",
     "load_driver",
+    "one_of",
+    "positive_integer",
+    "positive_number",
     "with_options",
 ]
 
@@ -63,6 +71,9 @@ _DRIVERS: Final[dict[str, tuple[str, str | None]]] = {
     "memory": ("molva.messaging.drivers.memory", None),
     "sqlite": ("molva.messaging.drivers.sqlite", None),
 }
+
+# The group of entry points by which a distribution makes its driver known.
+_GROUP: Final = "molva.messaging.drivers"
 
 # Understood for every broker: see the head of this file.
 COMMON_OPTIONS: Final = (
@@ -178,7 +189,7 @@ class BrokerURL(ResourceURL):
         for option in self.options:
             if option in known:
                 continue
-            owner = _owner_of(option)
+            owner = _owner_of(option, self.scheme)
             if owner is not None:
                 raise InvalidURLError(f"{self.scheme}: option {option!r} is {owner}, not of this")
             hint = nearest(option, (*known, *COMMON_OPTIONS))
@@ -212,7 +223,10 @@ def load_driver(url: BrokerURL) -> ModuleType:
         InvalidURLError: No driver has this scheme.
         MissingExtraError: The driver's client library is not installed.
     """
-    url.check_scheme(_DRIVERS)
+    if url.scheme not in _DRIVERS:
+        elsewhere = _drivers_of_others()
+        url.check_scheme((*_DRIVERS, *elsewhere))
+        return _load_from(elsewhere[url.scheme])
     module, extra = _DRIVERS[url.scheme]
     try:
         return importlib.import_module(module)
@@ -224,8 +238,23 @@ def load_driver(url: BrokerURL) -> ModuleType:
         ) from error
 
 
+def _drivers_of_others() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=_GROUP)}
+
+
+def _load_from(point: EntryPoint) -> ModuleType:
+    of = f"{point.name}://, which {point.dist.name if point.dist else point.value} brings,"
+    try:
+        module = point.load()
+    except ImportError as error:
+        raise MissingExtraError(f"{of} needs what is not installed: {error}") from error
+    if not isinstance(module, ModuleType):
+        raise InvalidURLError(f"{of} is no module: {point.value}")
+    return module
+
+
 def known_schemes() -> tuple[str, ...]:
-    """Return the schemes of all drivers, in the order of their names."""
+    """Return the schemes of our own drivers, in the order of their names."""
     return tuple(sorted(_DRIVERS))
 
 
@@ -253,6 +282,8 @@ def check_features(
         needed.add(url.discipline)
     if url.delivery == "at-most-once":
         needed.add("at-most-once")
+    # Read by the driver, whose options differ; what it asks for is the same everywhere.
+    needed |= {url.options.get("start", "")} & {"earliest", "latest"}
     for feature in sorted(needed - capabilities.features):
         raise UnsupportedFeatureError(
             f"{url}: a {kind} there, as it was opened, has no {feature!r} "
@@ -276,9 +307,12 @@ def drivers_with(feature: str, kind: Kind) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _owner_of(option: str) -> str | None:
-    """Return whose option it is, if it is any driver's; for an error message."""
-    for scheme in known_schemes():
+def _owner_of(option: str, own: str) -> str | None:
+    """Return whose option it is, if it is any driver's; for an error message.
+
+    Its own driver is asked first: the option may be one of the other kind.
+    """
+    for scheme in sorted(known_schemes(), key=lambda scheme: scheme != own):
         try:
             driver = importlib.import_module(_DRIVERS[scheme][0])
         except ImportError:

@@ -4,11 +4,12 @@ The broker holds ratings in flight, the ledger those that are counted, the catal
 campaigns. Nothing else is shared between the processes of a deployment.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva._base.redaction import redact
@@ -16,6 +17,7 @@ from molva.messaging import (
     Capabilities,
     Subscription,
     Topic,
+    UnsupportedFeatureError,
     open_subscription,
     open_topic,
     with_options,
@@ -33,7 +35,7 @@ __all__ = [
     "survives",
 ]
 
-# The names that every deployment uses inside its broker.
+# The names that a deployment uses inside its broker, unless the URL names another topic.
 TOPIC: Final = "ratings"
 SUBSCRIPTION: Final = "process"
 
@@ -56,15 +58,20 @@ class Deployment:
     """Where a deployment keeps what.
 
     Attributes:
-        broker: Base URL of the broker, without a topic.
+        broker: URL of the broker. Where several deployments share one, each names a topic
+            of its own in it (``?topic=``); without one it is ``ratings``.
         ledger: URL of the ledger.
         catalog: URL of the catalog.
+        capacity: How many ratings may wait, unless the broker's URL says so; None for any
+            number. Where the broker cannot bound them, whoever sends has to: see
+            ``ratings.admission``.
         clock: Where time comes from.
     """
 
     broker: str
     ledger: str
     catalog: str
+    capacity: int | None = None
     clock: Clock = SYSTEM_CLOCK
 
     @classmethod
@@ -79,25 +86,39 @@ class Deployment:
     ) -> "Deployment":
         """Return the embedded defaults in ``folder``, with those URLs that are given instead.
 
-        ``capacity``: how many ratings may wait, unless the broker's URL says so itself.
+        ``capacity``: how many ratings may wait, unless the broker's URL says so itself;
+        None lets them wait without bound.
         """
 
         def default(name: str) -> str:
             return f"sqlite://{quote(str(folder.absolute() / name))}"
 
-        broker = broker or default("queue.db")
-        if capacity is not None and "capacity=" not in broker.partition("?")[2]:
-            broker = with_options(broker, capacity=str(capacity))
-        return cls(broker, ledger or default("ledger.db"), catalog or default("catalog.db"))
+        return cls(
+            broker or default("queue.db"),
+            ledger or default("ledger.db"),
+            catalog or default("catalog.db"),
+            capacity,
+        )
 
     async def open_topic(self) -> Topic:
-        """Open where accepted ratings go."""
-        return await open_topic(with_options(self.broker, topic=TOPIC), clock=self.clock)
+        """Open where accepted ratings go, bounded by the broker itself where it can."""
+        url = self._topic_url
+        if self.capacity is not None and not _says(url, "capacity"):
+            bounded = with_options(url, capacity=str(self.capacity))
+            with contextlib.suppress(UnsupportedFeatureError):
+                return await open_topic(bounded, clock=self.clock)
+        return await open_topic(url, clock=self.clock)
 
     async def open_subscription(self) -> Subscription:
         """Open where workers take ratings from."""
-        url = with_options(self.broker, topic=TOPIC, subscription=SUBSCRIPTION)
+        url = with_options(self._topic_url, subscription=SUBSCRIPTION)
         return await open_subscription(url, clock=self.clock)
+
+    @property
+    def _topic_url(self) -> str:
+        return (
+            self.broker if _says(self.broker, "topic") else with_options(self.broker, topic=TOPIC)
+        )
 
     async def open_ledger(self) -> Ledger:
         """Open where ratings are counted."""
@@ -106,6 +127,10 @@ class Deployment:
     async def open_catalog(self) -> Catalog:
         """Open where campaigns are kept."""
         return await open_catalog(self.catalog)
+
+
+def _says(url: str, option: str) -> bool:
+    return any(name == option for name, _ in parse_qsl(url.partition("?")[2]))
 
 
 def survives(topic: Topic, ledger: Ledger, *, asked: Iterable[str] = ()) -> list[str]:

@@ -31,6 +31,7 @@ from molva.messaging import (
     QueueFullError,
     Topic,
 )
+from molva.ratings.admission import Admission
 from molva.ratings.answers import TotalAnswer
 from molva.ratings.campaign import DEFAULT_CAMPAIGN, Campaign
 from molva.ratings.catalog.known import KnownCampaigns
@@ -120,6 +121,7 @@ class Intake:
         catalog: Where campaigns are looked up.
         ledger: Where totals are read.
         pending: How many ratings are accepted and not yet counted; None if unknown.
+        admission: Whether one more may be accepted, where the broker bounds nothing.
         api: What handles every other path.
         clock: Where time comes from.
         on_broken: Called when the broker must not be written to by this process again.
@@ -132,6 +134,7 @@ class Intake:
         catalog: Catalog,
         ledger: Ledger,
         pending: Callable[[], Awaitable[int | None]],
+        admission: Admission,
         api: ASGIApp,
         clock: Clock,
         on_broken: Callable[[], None],
@@ -139,6 +142,7 @@ class Intake:
         self._topic = topic
         self._ledger = ledger
         self._pending = pending
+        self._admission = admission
         self._api = api
         self._clock = clock
         self._on_broken = on_broken
@@ -188,6 +192,9 @@ class Intake:
             return self._other_method(scope, b"POST, OPTIONS")
         if self._stopping:
             raise _unavailable("stopping", "this process is stopping; send it again", 1)
+        if self._admission.is_full:
+            detail = f"{self._admission.capacity:,} ratings wait to be counted; send it again later"
+            raise _unavailable("overloaded", detail, 1)
         fields, id_text, has_body = read_head(scope, RATE_FIELDS)
         if has_body:
             await read_body(scope, receive, fields)

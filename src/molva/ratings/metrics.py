@@ -34,14 +34,23 @@ class Metrics:
         intake: What accepts them.
         subscription: Who takes them.
         siblings: The processes that share this one's port; None where it is alone.
+        capacity: How many messages may wait, where the topic itself bounds nothing.
     """
 
     def __init__(
-        self, topic: Topic, intake: Intake, subscription: str, siblings: Siblings | None
+        self,
+        topic: Topic,
+        intake: Intake,
+        subscription: str,
+        siblings: Siblings | None,
+        *,
+        capacity: int | None,
     ) -> None:
         self._topic = topic
         self._siblings = siblings
-        self._broker: Final = _OfBroker(topic, subscription)
+        self._broker: Final = _OfBroker(
+            subscription, capacity if topic.capacity is None else topic.capacity
+        )
         process = None if siblings is None else siblings.process
         self._own: Final = CollectorRegistry(auto_describe=False)
         for collector in (
@@ -142,15 +151,15 @@ class _OfProcess(_Undescribed):
 class _OfBroker(_Undescribed):
     """What the broker holds, as of ``stat``. Every process would say the same."""
 
-    def __init__(self, topic: Topic, subscription: str) -> None:
-        self._topic = topic
+    def __init__(self, subscription: str, capacity: int | None) -> None:
         self._subscription = subscription
+        self._capacity = capacity
         self.stat: TopicStat | None = None
 
     def collect(self) -> Iterator[Metric]:
-        if self._topic.capacity is not None:
+        if self._capacity is not None:
             yield GaugeMetricFamily(
-                "molva_queue_capacity", "Messages that may wait", self._topic.capacity
+                "molva_queue_capacity", "Messages that may wait", self._capacity
             )
         stat = self.stat and self.stat.subscriptions.get(self._subscription)
         if not stat:

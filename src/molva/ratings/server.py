@@ -27,6 +27,7 @@ from granian.server.embed import Server
 from molva._base.clock import Clock
 from molva._base.collector import calm_collector
 from molva.messaging import MessagingError, Topic
+from molva.ratings.admission import Admission
 from molva.ratings.api import build_api
 from molva.ratings.catalog import Catalog
 from molva.ratings.deployment import SUBSCRIPTION, Deployment, check_shared, survives
@@ -76,6 +77,8 @@ class HTTPService:
         catalog: Catalog,
         ledger: Ledger,
         clock: Clock,
+        *,
+        capacity: int | None = None,
         siblings: Siblings | None = None,
     ) -> None:
         self.topic: Final = topic
@@ -85,16 +88,20 @@ class HTTPService:
         self.broken: Final = asyncio.Event()
         self.stopping = False
         self.api: Final = build_api(self)
+        self.admission: Final = Admission.of(capacity, topic, self.pending, clock)
         self.intake: Final = Intake(
             topic=topic,
             catalog=catalog,
             ledger=ledger,
             pending=self.pending,
+            admission=self.admission,
             api=self.api,
             clock=clock,
             on_broken=self.broken.set,
         )
-        self._metrics: Final = Metrics(topic, self.intake, SUBSCRIPTION, siblings)
+        self._metrics: Final = Metrics(
+            topic, self.intake, SUBSCRIPTION, siblings, capacity=self.admission.capacity
+        )
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -108,7 +115,15 @@ class HTTPService:
             ledger = await deployment.open_ledger()
             stack.push_async_callback(ledger.close)
             siblings = Siblings.from_environment()
-            service = cls(topic, catalog, ledger, deployment.clock, siblings)
+            service = cls(
+                topic,
+                catalog,
+                ledger,
+                deployment.clock,
+                capacity=deployment.capacity,
+                siblings=siblings,
+            )
+            await stack.enter_async_context(service.admission.watching())
             if siblings is not None:
                 telling = siblings.telling(service._metrics.own_text)
                 await stack.enter_async_context(telling)

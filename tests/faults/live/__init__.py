@@ -14,5 +14,7 @@ until the numbers convince. What each promises is in its module:
     proof       the end of a run: drained, judged, verified, and all of it sent once more
     controller  one run from its seed to its verdict
     power       power cuts
+    queues      a round of a queue with leases; its processes are in queue_actor, and
+                queue_judge says what they have shown
     long        many runs, and one file of results
 """

@@ -2,6 +2,7 @@
 
     run --seed 7 --seconds 120 --rate 500    one live run
     power --cuts 20 --seed 7                 power cuts, every variant
+    queue --seed 7 --seconds 60              a queue with leases under faults
     long --minutes 30 --results FILE         until 300 kills, 100 cuts and 10⁶ ratings
 
 Exit code 0: everything was proved, and nothing found. 1: something was found, or a run
@@ -21,6 +22,7 @@ from tests.faults.live.disk import can_mount
 from tests.faults.live.faults import WEIGHTS
 from tests.faults.live.long import Goal, long_run
 from tests.faults.live.power import VARIANTS, PowerConfig, cut_power
+from tests.faults.live.queues import QueueConfig, run_queue
 
 
 def main() -> int:
@@ -40,13 +42,16 @@ def main() -> int:
     power = commands.add_parser("power", help="power cuts")
     power.add_argument("--cuts", type=int, default=20, help="how many, over all variants")
     power.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    queue = commands.add_parser("queue", help="a queue with leases under faults")
+    queue.add_argument("--seconds", type=float, default=30, help="how long faults strike")
     long = commands.add_parser("long", help="many runs, until the numbers convince")
     long.add_argument("--minutes", type=float, default=30, help="end after so long, whatever")
     long.add_argument("--kills", type=int, default=300)
     long.add_argument("--cuts", type=int, default=100)
     long.add_argument("--accepted", type=int, default=1_000_000)
+    long.add_argument("--queue-rounds", type=int, default=10, help="rounds of a queue, 20 s each")
     long.add_argument("--results", type=Path, default=Path("faults-results.json"))
-    for each in (live, power, long):
+    for each in (live, power, queue, long):
         each.add_argument("--seed", type=int, default=1)
         each.add_argument("--folder", type=Path, help="where history and logs stay")
     arguments = parser.parse_args()
@@ -57,6 +62,11 @@ def main() -> int:
     _say(f"seed {arguments.seed}, {json.dumps(versions())}, in {folder}")
     if arguments.command == "run":
         return _run(arguments, folder)
+    if arguments.command == "queue":
+        config = QueueConfig(arguments.seed, arguments.seconds)
+        report = asyncio.run(run_queue(config, folder / "queue"))
+        print(json.dumps(report.shown(), indent=2))
+        return 0 if report.good else 1
     why_not = can_mount(folder)
     if why_not:
         _say(f"file systems cannot be mounted here, so there are no power cuts: {why_not}")
@@ -67,6 +77,7 @@ def main() -> int:
         kills=arguments.kills,
         cuts=arguments.cuts,
         accepted=arguments.accepted,
+        queue_rounds=arguments.queue_rounds,
         minutes=arguments.minutes,
     )
     results = long_run(
@@ -76,7 +87,7 @@ def main() -> int:
         _say(line)
     short = [
         f"{name}: {getattr(results, name):,} of {getattr(goal, name):,}"
-        for name in ("kills", "cuts", "accepted")
+        for name in ("kills", "cuts", "accepted", "queue_rounds")
         if getattr(results, name) < getattr(goal, name)
     ]
     if short:

@@ -6,6 +6,8 @@ python launch.py ADDED[,ADDED…] COMMAND ARGUMENT…
                           applied, and how many it met again
     wall=SECONDS          the wall clock goes wrong by so much
     checkpoint=PAGES      the write-ahead log is copied back after so many pages
+    slow-sync=SECONDS     a disk whose syncs take so much longer: what a cut finds written and
+                          not synced is there for longer
 
 and the mutants, each of which breaks one promise; the checker must find every one:
 
@@ -31,6 +33,8 @@ from molva.cli.main import main
 from molva.messaging import Delivery, Subscription, Topic
 from molva.ratings.ledger.sqlite import SQLiteLedger
 
+# What SQLite uses and does not hold.
+_kept: Final[list[object]] = []
 _background: Final[set["asyncio.Task[None]"]] = set()
 
 
@@ -65,6 +69,24 @@ def checkpoint(pages: str) -> None:
     from molva._base import sqlite_writer
 
     _put(sqlite_writer, "CHECKPOINT_PAGES", int(pages))
+
+
+def slow_sync(seconds: str) -> None:
+    import apsw
+
+    class File(apsw.VFSFile):
+        def __init__(self, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+            super().__init__("unix", name, flags)
+
+        def xSync(self, flags: int) -> None:  # noqa: N802 - SQLite's name
+            time.sleep(float(seconds))
+            super().xSync(flags)
+
+    class Disk(apsw.VFS):
+        def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> File:  # noqa: N802
+            return File(name, flags)
+
+    _kept.append(Disk("slow-sync", "unix", makedefault=True))
 
 
 def ack_before_commit(_: str) -> None:
@@ -141,6 +163,7 @@ _ADDED: Final[dict[str, Callable[[str], None]]] = {
     "witness": witness,
     "wall": wall,
     "checkpoint": checkpoint,
+    "slow-sync": slow_sync,
     "ack-before-commit": ack_before_commit,
     "early-202": early_202,
     "fresh-ids": fresh_ids,

@@ -2,8 +2,8 @@
 
 If n independent faults show nothing, a fault shows something in fewer than 3/n of all cases
 (95 %). So what is asked for is a number of faults, not of hours: kills, power cuts and
-accepted ratings. Live runs and power rounds take turns, each with a seed of its own, until
-all three are reached or the time is up.
+accepted ratings. Live runs, power rounds and rounds of a queue take turns, each with a seed of
+its own, until all is reached or the time is up.
 
 A run that fails is kept, with its history and its logs; the others leave their numbers.
 """
@@ -21,6 +21,7 @@ from typing import Any, Final, final
 
 from tests.faults.live.controller import Config, Disk, Report, run, versions
 from tests.faults.live.power import VARIANTS, PowerConfig, PowerReport, cut_power
+from tests.faults.live.queues import QueueConfig, QueueReport, run_queue
 
 __all__ = ["Goal", "Results", "long_run"]
 
@@ -28,6 +29,7 @@ __all__ = ["Goal", "Results", "long_run"]
 # comes with a history that can be read.
 _LIVE_SECONDS: Final = 60.0
 _CUTS_A_ROUND: Final = 10
+_QUEUE_SECONDS: Final = 20.0
 
 
 @final
@@ -38,6 +40,7 @@ class Goal:
     kills: int = 300
     cuts: int = 100
     accepted: int = 1_000_000
+    queue_rounds: int = 10
     minutes: float = 30.0
     rate: float = 3_000.0
     clients: int = 64
@@ -57,7 +60,9 @@ class Results:
     seed: int
     began_at: str
     versions: dict[str, str]
-    seeds: dict[str, list[int]] = field(default_factory=lambda: {"live": [], "power": []})
+    seeds: dict[str, list[int]] = field(
+        default_factory=lambda: {"live": [], "power": [], "queue": []}
+    )
     kills: int = 0
     cuts: int = 0
     accepted: int = 0
@@ -76,6 +81,15 @@ class Results:
     longest_start_seconds: float = 0.0
     longest_power_recovery_seconds: float = 0.0
     longest_power_drain_seconds: float = 0.0
+    torn_sectors: int = 0
+    queue_rounds: int = 0
+    queue_messages: int = 0
+    queue_kills: int = 0
+    queue_pauses: int = 0
+    queue_redelivered: int = 0
+    queue_late_acks: int = 0
+    queue_dead_letters: int = 0
+    longest_queue_drain_seconds: float = 0.0
     peak_rss_bytes: dict[str, int] = field(default_factory=dict)
     peak_file_bytes: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -114,12 +128,30 @@ class Results:
         self.seeds["power"].append(seed)
         self._add_common(report, seed, f"power, {report.config.variant}")
         self.cuts += report.cuts
+        self.torn_sectors += report.torn_sectors
         self.cuts_by_variant[report.config.variant] += report.cuts
         self.longest_power_recovery_seconds = max(
             self.longest_power_recovery_seconds, report.recovery_seconds
         )
         self.longest_power_drain_seconds = max(
             self.longest_power_drain_seconds, report.drain_seconds
+        )
+
+    def add_queue(self, report: QueueReport) -> None:
+        """Add a round of a queue."""
+        seed = report.config.seed
+        self.seeds["queue"].append(seed)
+        self.violations += [f"seed {seed} (queue): {each}" for each in report.violations]
+        self.vacuous += [f"seed {seed} (queue): {each}" for each in report.vacuous]
+        self.queue_rounds += 1
+        self.queue_messages += report.sent
+        self.queue_kills += report.kills
+        self.queue_pauses += report.pauses
+        self.queue_redelivered += report.redelivered
+        self.queue_late_acks += report.late
+        self.queue_dead_letters += report.dead
+        self.longest_queue_drain_seconds = max(
+            self.longest_queue_drain_seconds, report.drain_seconds
         )
 
     def _add_common(self, report: Report | PowerReport, seed: int, kind: str) -> None:
@@ -158,22 +190,31 @@ def long_run(
         power_done = total.cuts >= goal.cuts
         place = folder / f"seed-{seed + number}"
         shutil.rmtree(place, ignore_errors=True)
-        if power_done or (number % 2 == 0 and not live_done):
-            disk: Disk = "tmpfs" if number % 4 else "image"
+        turns = {kind: len(seeds) for kind, seeds in total.seeds.items()}
+        queue_done = total.queue_rounds >= goal.queue_rounds
+        if not queue_done and (number % 3 == 2 or (live_done and power_done)):
+            queue = asyncio.run(run_queue(QueueConfig(seed + number, _QUEUE_SECONDS), place))
+            total.add_queue(queue)
+            good = queue.good
+        elif power_done or (
+            len(total.seeds["live"]) <= len(total.seeds["power"]) and not live_done
+        ):
+            turn = len(total.seeds["live"]) % 2
+            disk: Disk = "tmpfs" if turn else "image"
             config = Config(
                 seed + number,
                 _LIVE_SECONDS,
                 rate=goal.rate,
                 every=goal.every,
                 clients=goal.clients,
-                workers=2 + number // 2 % 2,
+                workers=2 + turn,
                 disk=disk,
             )
             report = asyncio.run(run(config, place))
             total.add(report)
             good = report.good
         else:
-            variant = VARIANTS[len(total.seeds["power"]) % len(VARIANTS)]
+            variant = VARIANTS[turns["power"] % len(VARIANTS)]
             power = asyncio.run(
                 cut_power(PowerConfig(seed + number, _CUTS_A_ROUND, variant=variant), place)
             )
@@ -189,11 +230,16 @@ def long_run(
         results.write_text(json.dumps(total.shown(), indent=2) + "\n")
         say(
             f"{total.seconds:6.0f} s  {total.accepted:9,} ratings  {total.kills:4} kills  "
-            f"{total.cuts:4} cuts  {len(total.violations)} violations  "
-            f"{len(total.vacuous)} vacuous"
+            f"{total.cuts:4} cuts  {total.queue_messages:7,} queued  "
+            f"{len(total.violations)} violations  {len(total.vacuous)} vacuous"
         )
     return total
 
 
 def _reached(goal: Goal, total: Results) -> bool:
-    return total.kills >= goal.kills and total.cuts >= goal.cuts and total.accepted >= goal.accepted
+    return (
+        total.kills >= goal.kills
+        and total.cuts >= goal.cuts
+        and total.accepted >= goal.accepted
+        and total.queue_rounds >= goal.queue_rounds
+    )

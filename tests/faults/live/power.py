@@ -22,6 +22,8 @@ Design:
         ledger      queue and ledger have a disk each, and only the ledger's is cut: finds
                     what was settled with the broker before the ledger was durable
         queue       only the queue's is cut: the ledger knows ratings that come again
+        torn        of what was not synced some sectors are on the disk, of the files of queue
+                    and ledger; the write-ahead log is copied back all the time as well
 
     One round of many cuts costs one start of Python a cut and no more; a check after each
     cut would say sooner which one it was, and costs three times as much.
@@ -47,11 +49,29 @@ from tests.faults.live.proof import prove
 
 __all__ = ["VARIANTS", "PowerConfig", "PowerReport", "cut_power"]
 
-Variant = Literal["plain", "checkpoint", "recovery", "ledger", "queue"]
-VARIANTS: Final[Sequence[Variant]] = ("plain", "checkpoint", "recovery", "ledger", "queue")
+Variant = Literal["plain", "checkpoint", "recovery", "ledger", "queue", "torn"]
+VARIANTS: Final[Sequence[Variant]] = (
+    "plain",
+    "checkpoint",
+    "recovery",
+    "ledger",
+    "queue",
+    "torn",
+)
+
+# Files that a torn cut mixes. A mark is never synced: it may be there before its time.
+_TORN: Final = frozenset(
+    f"{name}.db{suffix}"
+    for name in ("queue", "ledger", "catalog")
+    for suffix in ("", "-wal", "-mark")
+)
 
 # Pages of the write-ahead log after which it is copied back in the variant of that name.
 _EAGER_PAGES: Final = 30
+
+
+# Seconds that a sync takes longer where a cut is to fall between a write and its sync.
+_SLOW_SYNC: Final = 0.01
 
 
 @final
@@ -90,6 +110,7 @@ class PowerReport:
     redelivered: int = 0
     recovery_seconds: float = 0.0
     drain_seconds: float = 0.0
+    torn_sectors: int = 0
     exits: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -130,12 +151,15 @@ class _Disk:
         self.mount = folder / name
         self._image = Image(folder / f"{name}-0.img")
         self._cut: Image | None = None
+        self._later: Image | None = None
+        # How many sectors of what was not synced were left on it, over all cuts.
+        self.torn = 0
 
     def make(self) -> None:
         self._image.make()
         self._image.mount(self.mount)
 
-    def copy(self) -> None:
+    def copy(self, *, torn: bool) -> None:
         """Note what a cut at this moment leaves. Two files of ours tell whether it is one."""
         self._cuts += 1
         with (self.mount / f"synced-{self._cuts}").open("w") as file:
@@ -144,13 +168,21 @@ class _Disk:
             os.fsync(file.fileno())
         (self.mount / f"unsynced-{self._cuts}").write_text("this must be gone")
         self._cut = self._image.cut(self._folder / f"{self._name}-{self._cuts}.img")
+        if torn:
+            self._image.flush()
+            self._later = self._image.cut(self._folder / f"{self._name}-later.img")
 
-    def replace(self) -> list[str]:
+    def replace(self, dice: random.Random) -> list[str]:
         """Go on with what the cut left; return why it was none. Nobody holds the disk."""
         assert self._cut is not None
         self._image.discard()
         self._image, self._cut = self._cut, None
         self._image.mount(self.mount)
+        if self._later is not None:
+            later = self._folder / f"{self._name}-later"
+            self.torn += self._image.tear(self._later, later, _TORN, dice)
+            self._later.discard()
+            self._later = None
         found = []
         if (self.mount / f"unsynced-{self._cuts}").exists():
             found.append("a file that was never synced survived: this was no power cut")
@@ -159,8 +191,9 @@ class _Disk:
         return found
 
     def discard(self) -> None:
-        if self._cut is not None:
-            self._cut.discard()
+        for image in (self._cut, self._later):
+            if image is not None:
+                image.discard()
         self._image.discard()
 
 
@@ -223,13 +256,18 @@ class _Round:
             report.vacuous.append("no client was ever left without an answer")
         if not report.duplicates:
             report.vacuous.append("no rating came twice")
+        report.torn_sectors = sum(disk.torn for disk in self._disks)
+        if self._config.variant == "torn" and not report.torn_sectors:
+            report.vacuous.append("no sector was torn: all that was written had been synced")
         report.seconds = round(time.monotonic() - started, 2)
         return report
 
     def _added(self, role: str) -> tuple[str, ...]:
         words = [self._config.added.get(role, "")]
-        if self._config.variant == "checkpoint":
+        if self._config.variant in ("checkpoint", "torn"):
             words.append(f"checkpoint={_EAGER_PAGES}")
+        if self._config.variant == "torn":
+            words.append(f"slow-sync={_SLOW_SYNC}")
         if role == "work":
             words.append(f"witness={self._place.witness}")
         return tuple(word for word in words if word)
@@ -287,13 +325,15 @@ class _Round:
             fleet.pause(member)
         wait_stopped(fleet.members)
         for disk in self._cut_disks:
-            disk.copy()  # nobody of the service moves: what is copied is one moment
+            disk.copy(
+                torn=self._config.variant == "torn"
+            )  # nobody of the service moves: what is copied is one moment
         for member in fleet.members:
             fleet.kill(member)
             if member.process is not None:
                 member.process.wait()
         for disk in self._cut_disks:
-            report.violations += disk.replace()
+            report.violations += disk.replace(self._random)
         report.cuts += 1
         for member in fleet.members:
             fleet.start(member)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from pathlib import Path
 
 import apsw
@@ -23,9 +24,9 @@ def disk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def commits_after_a_cut(folder: Path, *, synchronous: str) -> int:
+def commits_after_a_cut(folder: Path, *, synchronous: str, torn: bool) -> int:
     """Commit a hundred times, cut the power, and return how many commits are there."""
-    image, after = Image(folder / "before.img"), None
+    image, after, later = Image(folder / "before.img"), None, None
     try:
         image.make()
         image.mount(folder / "before")
@@ -37,8 +38,13 @@ def commits_after_a_cut(folder: Path, *, synchronous: str) -> int:
         for number in range(100):
             connection.execute("INSERT INTO t VALUES (?)", (number,))
         after = image.cut(folder / "after.img")
+        if torn:
+            image.flush()
+            later = image.cut(folder / "later.img")
         connection.close()
         after.mount(folder / "after")
+        if later is not None:
+            after.tear(later, folder / "later", {"file.db", "file.db-wal"}, random.Random(1))
         reopened = apsw.Connection(str(folder / "after" / "file.db"))
         found = reopened.execute("SELECT count(*) FROM t").get
         assert reopened.pragma("integrity_check") == "ok"
@@ -46,9 +52,9 @@ def commits_after_a_cut(folder: Path, *, synchronous: str) -> int:
         assert isinstance(found, int)
         return found
     finally:
-        image.discard()
-        if after is not None:
-            after.discard()
+        for each in (image, after, later):
+            if each is not None:
+                each.discard()
 
 
 def test_a_cut_keeps_what_was_synced_alone(disk: Path) -> None:
@@ -73,20 +79,58 @@ def test_a_cut_keeps_what_was_synced_alone(disk: Path) -> None:
             after.discard()
 
 
-def test_commits_that_were_synced_survive_a_cut(disk: Path) -> None:
-    assert commits_after_a_cut(disk, synchronous="full") == 100
+def test_a_torn_cut_leaves_some_of_what_was_not_synced(disk: Path) -> None:
+    image, after, later = Image(disk / "before.img"), None, None
+    old, new = b"o" * 2**20, b"n" * 2**20
+    try:
+        image.make()
+        image.mount(disk / "before")
+        for name in ("torn", "left"):
+            with (disk / "before" / name).open("wb") as file:
+                file.write(old)
+                file.flush()
+                os.fsync(file.fileno())
+        with (disk / "before" / "torn").open("r+b") as file:
+            file.write(new)
+        (disk / "before" / "unsynced").write_bytes(new)
+        after = image.cut(disk / "after.img")
+        image.flush()
+        later = image.cut(disk / "later.img")
+        after.mount(disk / "after")
+        names = {"torn", "left", "unsynced"}
+
+        torn = after.tear(later, disk / "later", names, random.Random(1))
+
+        found = (disk / "after" / "torn").read_bytes()
+        sectors = [found[at : at + 512] for at in range(0, len(found), 512)]
+        assert set(sectors) == {old[:512], new[:512]}
+        assert sectors.count(new[:512]) == torn
+        assert (disk / "after" / "left").read_bytes() == old
+        assert not (disk / "after" / "unsynced").exists()
+    finally:
+        for each in (image, after, later):
+            if each is not None:
+                each.discard()
 
 
-def test_commits_that_were_not_synced_are_lost_in_a_cut(disk: Path) -> None:
-    assert commits_after_a_cut(disk, synchronous="normal") < 100
+@pytest.mark.parametrize("torn", [False, True])
+def test_commits_that_were_synced_survive_a_cut(disk: Path, torn: bool) -> None:
+    assert commits_after_a_cut(disk, synchronous="full", torn=torn) == 100
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_commits_that_were_not_synced_are_lost_in_a_cut(disk: Path, torn: bool) -> None:
+    assert commits_after_a_cut(disk, synchronous="normal", torn=torn) < 100
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 async def test_every_accepted_rating_survives_power_cuts(disk: Path, variant: Variant) -> None:
-    report = await cut_power(PowerConfig(seed=20_26, cuts=2, variant=variant), disk / "run")
+    # A cut tears something only where it falls between a write and its sync.
+    cuts = 5 if variant == "torn" else 2
+    report = await cut_power(PowerConfig(seed=20_26, cuts=cuts, variant=variant), disk / "run")
 
     shown = json.dumps(report.shown(), indent=1)
-    assert report.cuts == 2, shown
+    assert report.cuts == cuts, shown
     assert report.violations == [], shown
     assert report.vacuous == [], shown
 

@@ -72,6 +72,8 @@ class Store:
         self.ends: Final[list[MemoryQueue]] = []
         self.room: Final[set[asyncio.Event]] = set()  # of senders that wait for it
         self.dropped = 0
+        # All that was ever stored, where a test wants to look at it.
+        self.sent: list[Message] | None = None
         self._ready: list[tuple[tuple[int, int], int]] = []
         self._waiting: list[tuple[float, int, int]] = []  # due, offset, turn
         self._last = 0
@@ -79,6 +81,8 @@ class Store:
 
     def add(self, message: Message, *, now: float, now_us: int) -> None:
         """Store a message."""
+        if self.sent is not None:
+            self.sent.append(message)
         self._last = offset = self._last + 1
         row = _Row(offset, self._rank(offset, message), message, now_us)
         self.rows[offset] = row

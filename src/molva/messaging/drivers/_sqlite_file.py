@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import struct
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any, Final, cast, final
 from zlib import crc32
 
@@ -43,11 +45,14 @@ __all__ = [
     "QueueFile",
     "SQLiteSide",
     "checksum_of",
+    "facts",
     "headers_text",
+    "is_damaged",
     "message_of",
     "one",
     "select",
     "translated",
+    "watermark_sum",
 ]
 
 TOPIC_OPTIONS: Final = ("lanes", "start", "max_open", "commit", "vfs")
@@ -178,7 +183,24 @@ def _version_2(connection: apsw.Connection) -> None:
     )
 
 
-_MIGRATIONS: Final = (_VERSION_1, _version_2)
+_VERSION_3: Final = """
+-- A flipped bit in a watermark would skip messages, or hand over old ones: any one of them
+-- changes this sum. See ``watermark_sum``.
+ALTER TABLE watermark ADD COLUMN sum INTEGER;
+UPDATE watermark SET sum = offset + 3 * settled + 5 * deaths;
+CREATE TRIGGER watermark_made AFTER INSERT ON watermark BEGIN
+    UPDATE watermark SET sum = offset + 3 * settled + 5 * deaths
+    WHERE subscription_id = NEW.subscription_id AND lane = NEW.lane;
+END;
+CREATE TRIGGER watermark_moved AFTER UPDATE OF offset, settled, deaths ON watermark BEGIN
+    UPDATE watermark SET sum = offset + 3 * settled + 5 * deaths
+    WHERE subscription_id = NEW.subscription_id AND lane = NEW.lane;
+END;
+-- ``checksum_of``; none in rows that are older than it.
+ALTER TABLE dead_letter ADD COLUMN checksum INTEGER;
+"""
+
+_MIGRATIONS: Final = (_VERSION_1, _version_2, _VERSION_3)
 
 # A topic's messages have a table of their own: a reader scans it by offset, and rows of
 # other topics would be in its way.
@@ -240,6 +262,11 @@ _DONE: Final = """
     SELECT coalesce(min(w.offset), 0)
     FROM subscription s JOIN watermark w USING (subscription_id) WHERE s.topic_id = ?
 """
+
+# Offset, lane or priority, an instant, time to live, owner.
+_FACTS: Final = struct.Struct("<qqqdq")
+# Set in a checksum that covers these too; earlier versions stored one of 32 bits.
+_COVERS_FACTS: Final = 1 << 32
 
 _DEFAULT_LANES: Final = 16
 _DEFAULT_MAX_OPEN: Final = 10_000
@@ -312,7 +339,7 @@ class QueueFile:
         url, options = self._url, self._options
         if url.topic is None:
             raise InvalidURLError(f"{url}: names no topic; add ?topic=ratings")
-        with translated():
+        with translated(self.path):
             row = self._topic_row()
             if row is None:
                 if url.create == "never":
@@ -322,12 +349,47 @@ class QueueFile:
                 self._create_topic(url.topic, options.lanes or _DEFAULT_LANES, clock)
                 row = self._topic_row()
                 assert row is not None
+            self._check_topic(*row)
         if options.lanes not in (None, row[1]):
             raise InvalidURLError(
                 f"sqlite: lanes={options.lanes} is refused; topic {url.topic!r} was made with "
                 f"{row[1]}, which cannot change"
             )
         return row
+
+    def _check_topic(self, topic_id: int, lanes: int) -> None:
+        """Raise where the topic's numbers contradict each other. Costs a few look-ups.
+
+        Offsets are dense: the last message stored is the last one there, unless all of them
+        were settled and deleted; and what is deleted was settled by everybody.
+        """
+        table = f"message_{topic_id}"
+        sql = f"""
+            SELECT t.last_offset, (SELECT min(offset) FROM {table}),
+                   (SELECT max(offset) FROM {table}), ({_DONE}),
+                   (SELECT count(*) FROM subscription WHERE topic_id = ?),
+                   (SELECT count(*) FROM watermark JOIN subscription USING (subscription_id)
+                    WHERE topic_id = ?),
+                   (SELECT max(w.offset) FROM watermark w JOIN subscription USING (subscription_id)
+                    WHERE topic_id = ?)
+            FROM topic t WHERE topic_id = ?
+        """
+        # One statement sees one state of the file.
+        [row] = select(self.connection, sql, (topic_id,) * 5)
+        last, lowest, highest, done, readers, marks, furthest = row
+        contradictions = {
+            "its last offset is not that of its last message": highest not in (None, last),
+            "messages are missing": lowest is None and readers and done < last,
+            "its first messages are missing": lowest is not None and readers and lowest > done + 1,
+            "its subscriptions have other lanes than it": marks != readers * lanes,
+            "a subscription is beyond its end": (furthest or 0) > last,
+        }
+        for contradiction, holds in contradictions.items():
+            if holds:
+                raise IncompatibleBrokerError(
+                    f"{self.path}: topic {self._url.topic!r} is damaged: {contradiction}, so the "
+                    "disk or another program changed the file; restore it from a copy"
+                )
 
     def _topic_row(self) -> tuple[int, int] | None:
         sql = "SELECT topic_id, lanes FROM topic WHERE name = ?"
@@ -351,7 +413,7 @@ class QueueFile:
         url = self._url
         if url.queue is None:
             raise InvalidURLError(f"{url}: names no queue; add ?queue=mails")
-        with translated():
+        with translated(self.path):
             row = self._queue_row()
             if row is None:
                 if url.create == "never":
@@ -360,12 +422,33 @@ class QueueFile:
                     )
                 with transaction(self.connection):
                     row = self._queue_row() or self._create_queue(url.queue, clock)
+            self._check_queue(row[0])
         if url.discipline not in (None, row[1]):
             raise InvalidURLError(
                 f"sqlite: discipline={url.discipline} is refused; queue {url.queue!r} was made "
                 f"with {row[1]}, which cannot change"
             )
         return row
+
+    def _check_queue(self, queue_id: int) -> None:
+        """Raise where the queue's counts are not those of its messages.
+
+        Each index is counted: what is missing there never comes. 20 ms for 10⁶ messages.
+        """
+        table = f"queue_{queue_id}"
+        sql = f"""
+            SELECT stored, stored - settled, (SELECT count(*) FROM {table} WHERE state = 0)
+                   + (SELECT count(*) FROM {table} WHERE state > 0),
+                   (SELECT max(offset) FROM {table})
+            FROM queue WHERE queue_id = ?
+        """
+        [(stored, pending, found, highest)] = select(self.connection, sql, (queue_id,))
+        if pending != found or (highest or 0) > stored:
+            raise IncompatibleBrokerError(
+                f"{self.path}: queue {self._url.queue!r} is damaged: {pending:,} messages should "
+                f"wait and {found:,} do, so the disk or another program changed the file; restore "
+                "it from a copy"
+            )
 
     def _queue_row(self) -> tuple[int, str] | None:
         sql = "SELECT queue_id, discipline FROM queue WHERE name = ?"
@@ -388,7 +471,7 @@ class QueueFile:
         url = self._url
         if url.subscription is None:
             raise InvalidURLError(f"{url}: names no subscription; add &subscription=process")
-        with translated():
+        with translated(self.path):
             found = self._subscription_id(topic_id)
             if found is None:
                 if url.create == "never":
@@ -490,7 +573,7 @@ class SQLiteSide:
             (self._topic_id, subscription),
         )
         origin = f"topic {self._topic}, subscription {subscription}"
-        return DeadLetters("subscription_id", rows[0][0], origin) if rows else None
+        return DeadLetters(self._path, "subscription_id", rows[0][0], origin) if rows else None
 
     def _trim(self, connection: apsw.Connection, upto: int) -> None:
         # Looked up again, in this very transaction: a subscription that was made since the
@@ -507,18 +590,24 @@ class SQLiteSide:
 
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Tell the caller what to do about SQLite's errors."""
+def translated(path: str | Path) -> Iterator[None]:
+    """Tell the caller what to do about SQLite's errors; ``path``: the queue file."""
     try:
         yield
     except BrokenFileError as error:
         raise BrokenBrokerError(str(error)) from error
     except SQLiteFileError as error:
         raise UnavailableError(str(error)) from error
+    except (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError) as error:
+        raise IncompatibleBrokerError(
+            f"{path}: the queue is damaged ({error}); restore it from a copy"
+        ) from error
     except apsw.Error as error:
-        raise UnavailableError(f"the queue file cannot be read ({error})") from error
+        raise UnavailableError(f"{path}: the queue cannot be used now ({error})") from error
     except OSError as error:
-        raise UnavailableError(f"the queue's folder cannot be used ({error})") from error
+        raise UnavailableError(
+            f"{path}: the queue's folder cannot be used now ({error})"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -548,12 +637,52 @@ def headers_text(message: Message) -> str | None:
     return json.dumps(dict(message.headers)) if message.headers else None
 
 
-def checksum_of(id_: bytes, key: str | None, headers: str | None, body: bytes) -> int:
-    """Return what is stored beside a message to find a flipped bit: SQLite looks for none."""
+def watermark_sum(offset: int, settled: int, deaths: int) -> int:
+    """Return what is kept beside a watermark to find a flipped bit."""
+    return offset + 3 * settled + 5 * deaths
+
+
+def facts(offset: int, place: int, at_us: int, ttl: float | None, owner: int | None) -> bytes:
+    """Return what a message's checksum covers beside the message.
+
+    Args:
+        offset: Where it stands; of a dead letter, how often it was tried.
+        place: Its lane in a topic, its priority elsewhere.
+        at_us: When it was stored; of a dead letter, when it died.
+        ttl: Its time to live.
+        owner: The only subscription that it is for.
+    """
+    try:
+        return _FACTS.pack(offset, place, at_us, -1.0 if ttl is None else ttl, owner or 0)
+    except struct.error:
+        return b"of another type than was ever written"
+
+
+def checksum_of(
+    id_: bytes, key: str | None, headers: str | None, body: bytes, more: bytes = b""
+) -> int:
+    """Return what is stored beside a message to find a flipped bit: SQLite looks for none.
+
+    Without ``more``, which are ``facts``, it is the one that earlier versions stored.
+    """
     found = crc32(body, crc32(id_))
     if key is not None:
         found = crc32(key.encode(), found)
-    return found if headers is None else crc32(headers.encode(), found)
+    if headers is not None:
+        found = crc32(headers.encode(), found)
+    return crc32(more, found) | _COVERS_FACTS if more else found
+
+
+def is_damaged(
+    checksum: int | None, id_: bytes, key: str | None, headers: str | None, body: bytes, more: bytes
+) -> bool:
+    """Return whether a row is not what was stored."""
+    if checksum is None:
+        return False
+    try:
+        return checksum != checksum_of(id_, key, headers, body, more if checksum >> 32 else b"")
+    except TypeError:
+        return True  # a NULL where none was ever written
 
 
 def message_of(
@@ -565,13 +694,15 @@ def message_of(
     checksum: int | None,
     ttl: float | None = None,
     priority: int = 0,
+    *,
+    more: bytes = b"",
 ) -> Message:
     """Return the message of a row; ``place`` says which, for an error message.
 
     Raises:
         IncompatibleBrokerError: It is not what was stored.
     """
-    if checksum is not None and checksum != checksum_of(id_, key, headers, body):
+    if is_damaged(checksum, id_, key, headers, body, more):
         raise IncompatibleBrokerError(
             f"{place} is damaged: its checksum is wrong, so the disk or another program changed "
             f"it (message {format_id(id_)}); restore the file from a copy, or purge what waits"
@@ -601,12 +732,19 @@ class DeadLetters:
     """The dead letters of one subscription or queue.
 
     Args:
+        path: The queue file.
         column: ``subscription_id`` or ``queue_id``.
         owner: Its value.
         origin: What dead letters say of where they waited.
     """
 
-    def __init__(self, column: str, owner: int, origin: str) -> None:
+    def __init__(self, path: str | Path, column: str, owner: int, origin: str) -> None:
+        self._path = path
+        self._rows = f"""
+            SELECT dead_letter_id, id, key, headers, body, checksum, ttl, priority,
+                   reason, attempts, died_at_us, stored_at_us
+            FROM dead_letter WHERE {column} = ? ORDER BY dead_letter_id LIMIT ?
+        """
         self._table = column.removesuffix("_id")
         self._column = column
         self.owner: Final = owner
@@ -614,61 +752,73 @@ class DeadLetters:
 
     def look(self, reads: apsw.Connection, limit: int) -> list[DeadLetter]:
         """Return the oldest ones."""
-        rows = select(
-            reads,
-            f"""
-            SELECT dead_letter_id, id, key, headers, body, NULL, ttl, priority,
-                   reason, attempts, died_at_us, stored_at_us
-            FROM dead_letter WHERE {self._column} = ? ORDER BY dead_letter_id LIMIT ?
-            """,
-            (self.owner, limit),
-        )
-        return [
-            DeadLetter(
-                message_of(f"dead letter {number} of {self._origin}", *message),
-                reason,
-                attempts,
-                died,
-                self._origin,
-                stored,
+        with _snapshot(reads):
+            rows = select(reads, self._rows, (self.owner, limit))
+            sql = f"SELECT dead FROM {self._table} WHERE {self._column} = ?"
+            number = one(reads, sql, (self.owner,))
+        if len(rows) < min(limit, number):
+            raise IncompatibleBrokerError(
+                f"{self._path}: {self._origin} is damaged: it has {number:,} dead letters and "
+                f"{len(rows):,} are found, so the disk or another program changed the file; "
+                "restore it from a copy"
             )
-            for number, *message, reason, attempts, died, stored in rows
-        ]
+        return [self._letter(row) for row in rows]
+
+    def _letter(self, row: tuple[Any, ...]) -> DeadLetter:
+        number, *message, reason, attempts, died, stored = row
+        id_, key, headers, body, checksum, ttl, priority = message
+        place = f"{self._path}: dead letter {number} of {self._origin}"
+        more = _facts_of_letter(attempts, priority, died, ttl, stored, reason)
+        found = message_of(place, id_, key, headers, body, checksum, ttl, priority, more=more)
+        return DeadLetter(found, reason, attempts, died, self._origin, stored)
 
     def bury(
-        self, connection: apsw.Connection, source: str, rows: Collection[tuple[object, ...]]
+        self, connection: apsw.Connection, source: str, rows: Collection[tuple[str, int, int, int]]
     ) -> None:
         """Copy rows of ``source`` here: (reason, attempts, died_at_us, offset) of each.
 
         One that a crash brings here twice is kept once.
         """
         before = connection.total_changes()
-        connection.executemany(
-            f"""
-            INSERT OR IGNORE INTO dead_letter
-                ({self._column}, reason, attempts, died_at_us,
-                 offset, id, key, headers, body, ttl, stored_at_us)
-            SELECT {self.owner}, ?, ?, ?, offset, id, key, headers, body, ttl, stored_at_us
-            FROM {source} WHERE offset = ?
-            """,
-            cast("Collection[tuple[int, ...]]", rows),
-        )
+        priority = "priority" if self._table == "queue" else "0"
+        sql = f"""
+            SELECT id, key, headers, body, {priority}, ttl, stored_at_us FROM {source}
+            WHERE offset = ?
+        """
+        for reason, attempts, died, offset in rows:
+            for row in select(connection, sql, (offset,)):
+                id_, key, headers, body, priority_, ttl, stored = row
+                more = _facts_of_letter(attempts, priority_, died, ttl, stored, reason)
+                checksum = checksum_of(id_, key, headers, body, more)
+                connection.execute(
+                    f"""
+                    INSERT OR IGNORE INTO dead_letter
+                        ({self._column}, reason, attempts, died_at_us, offset, id, key, headers,
+                         body, priority, ttl, stored_at_us, checksum)
+                    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                    """,
+                    (self.owner, reason, attempts, died, offset, *row, checksum),
+                )
         # Counted as they come: counting them anew takes longer the more there are.
         self.count(connection, connection.total_changes() - before)
 
     def chosen(
         self, connection: apsw.Connection, ids: Collection[bytes] | None, limit: int
     ) -> list[tuple[Any, ...]]:
-        """Return (dead_letter_id, id, key, headers, body, ttl, priority) of what to replay."""
-        sql = f"""
-            SELECT dead_letter_id, id, key, headers, body, ttl, priority FROM dead_letter
-            WHERE {self._column} = ? ORDER BY dead_letter_id
+        """Return (dead_letter_id, id, key, headers, body, ttl, priority) of what to replay.
+
+        Raises:
+            IncompatibleBrokerError: One of them is damaged.
         """
         if ids is None:
-            return select(connection, f"{sql} LIMIT ?", (self.owner, limit))
-        wanted = frozenset(ids)
-        rows = select(connection, sql, (self.owner,))
-        return [row for row in rows if row[1] in wanted][:limit]
+            rows = select(connection, self._rows, (self.owner, limit))
+        else:
+            wanted = frozenset(ids)
+            every = select(connection, self._rows, (self.owner, -1))
+            rows = [row for row in every if row[1] in wanted][:limit]
+        for row in rows:
+            self._letter(row)
+        return [(*row[:5], *row[6:8]) for row in rows]
 
     def forget(self, connection: apsw.Connection, dead_letter_ids: Collection[int]) -> None:
         """Delete some."""
@@ -691,6 +841,12 @@ class DeadLetters:
             f"UPDATE {self._table} SET dead = dead + ? WHERE {self._column} = ?",
             (more, self.owner),
         )
+
+
+def _facts_of_letter(
+    attempts: int, priority: int, died: int, ttl: float | None, stored: int, reason: str
+) -> bytes:
+    return facts(attempts, priority, died, ttl, stored) + reason.encode()
 
 
 def _lanes_option(text: str) -> int:

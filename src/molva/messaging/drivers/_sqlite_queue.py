@@ -27,6 +27,7 @@ from molva.messaging.drivers._sqlite_file import (
     QUEUE_CAPABILITIES,
     DeadLetters,
     checksum_of,
+    facts,
     headers_text,
     message_of,
     one,
@@ -35,6 +36,7 @@ from molva.messaging.drivers._sqlite_file import (
 )
 from molva.messaging.drivers._sqlite_members import Members, Waker, lanes_folder
 from molva.messaging.drivers._sqlite_room import room_folder, wait_for_room
+from molva.messaging.errors import IncompatibleBrokerError
 from molva.messaging.message import Message
 
 __all__ = ["SQLiteQueue", "shift_after_boot"]
@@ -83,7 +85,7 @@ class SQLiteQueue:
         self._drops_oldest = drops_oldest
         self.lease: Final = lease
         self._clock = clock
-        self._dead = DeadLetters("queue_id", queue_id, f"queue {name}")
+        self._dead = DeadLetters(path, "queue_id", queue_id, f"queue {name}")
         self._folder = lanes_folder(path)
         self._waker = Waker(self._folder)
         self._room_waker = Waker(room_folder(path))
@@ -123,7 +125,7 @@ class SQLiteQueue:
 
     async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
         """Store messages in one commit, in their order."""
-        with translated():
+        with translated(self._path):
             stored = await self._writer.write(
                 lambda connection: self._store(connection, messages), durable=True
             )
@@ -136,7 +138,7 @@ class SQLiteQueue:
     async def wait_for_room(self, *, wait: float) -> bool:
         """Wait until a message fits."""
         capacity = self.capacity
-        with translated():
+        with translated(self._path):
             return await wait_for_room(
                 self._path,
                 f"q{self._queue_id}",
@@ -175,7 +177,9 @@ class SQLiteQueue:
                     m.body,
                     m.priority,
                     m.ttl,
-                    checksum_of(m.id, m.key, headers, m.body),
+                    checksum_of(
+                        m.id, m.key, headers, m.body, facts(offset, m.priority, now_us, m.ttl, None)
+                    ),
                     now_us,
                     _DELAYED if m.delay else _READY,
                     ticks + round(m.delay * 1e6) if m.delay else 0,
@@ -209,7 +213,7 @@ class SQLiteQueue:
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
-        with translated():
+        with translated(self._path):
             if self._members is None:
                 self._members = Members(self._folder, f"q{self._queue_id}")
             deadline = self._clock.monotonic() + wait
@@ -251,7 +255,7 @@ class SQLiteQueue:
             self._held[offset] = turn + 1
             found.append(
                 RawDelivery(
-                    message_of(self._at(offset), *message),
+                    self._message_of(offset, *message, stored_at_us),
                     attempt + 1,
                     (offset, turn + 1),
                     stored_at_us,
@@ -273,13 +277,20 @@ class SQLiteQueue:
 
     def _check(self, rows: list[tuple[Any, ...]]) -> None:
         """Cut off what stands behind a damaged row; raise where it is the first."""
-        for place, row in enumerate(rows):
-            id_, key, headers, body, checksum = row[3:8]
-            if checksum != checksum_of(id_, key, headers, body):
+        for place, (offset, _, _, *message) in enumerate(rows):
+            try:
+                self._message_of(offset, *message)
+            except IncompatibleBrokerError:
                 if place == 0:
-                    message_of(self._at(row[0]), id_, key, headers, body, checksum)
+                    raise
                 del rows[place:]
                 return
+
+    def _message_of(self, offset: int, *row: Any) -> Message:
+        id_, key, headers, body, checksum, ttl, priority, stored_at_us = row
+        more = facts(offset, priority, stored_at_us, ttl, None)
+        place = self._at(offset)
+        return message_of(place, id_, key, headers, body, checksum, ttl, priority, more=more)
 
     def _abandon(self, claiming: "asyncio.Future[list[tuple[Any, ...]]]") -> None:
         if claiming.cancelled() or claiming.exception() is not None or self._closed:
@@ -311,7 +322,7 @@ class SQLiteQueue:
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs, all of them in one commit."""
-        with translated():
+        with translated(self._path):
             outcomes = await self._writer.write(
                 lambda connection: self._settle(connection, settlements), durable=False
             )
@@ -369,12 +380,12 @@ class SQLiteQueue:
                 outcomes.append(Outcome.LEASE_LOST if lost else Outcome.EXTENDED)
             return outcomes
 
-        with translated():
+        with translated(self._path):
             return await self._writer.write(work, durable=False)
 
     async def flush(self) -> None:
         """Wait for the fsync of all that was settled."""
-        with translated():
+        with translated(self._path):
             await self._writer.write(self._touch, durable=True)
 
     def _touch(self, connection: apsw.Connection) -> None:
@@ -388,7 +399,7 @@ class SQLiteQueue:
     async def stat(self) -> QueueStat:
         """Return what the queue holds."""
         now_us = self._now_us()
-        with translated():
+        with translated(self._path):
             [(pending, dead, dropped)] = select(
                 self._reads,
                 "SELECT stored - settled, dead, dropped FROM queue WHERE queue_id = ?",
@@ -418,7 +429,7 @@ class SQLiteQueue:
             FROM {self._table}
         """
         now_us = self._now_us()
-        with translated():
+        with translated(self._path):
             rows = select(
                 self._reads, f"{sql} WHERE state = 0 ORDER BY {self._order} LIMIT ?", (limit,)
             )
@@ -430,7 +441,7 @@ class SQLiteQueue:
         names = {_READY: "ready", _HELD: "held", _DELAYED: "delayed"}
         return [
             Peeked(
-                message_of(self._at(row[0]), *row[1:8]),
+                self._message_of(row[0], *row[1:8], row[10]),
                 cast(Any, names[row[8]]),
                 row[9],
                 row[10],
@@ -440,7 +451,7 @@ class SQLiteQueue:
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters, oldest first."""
-        with translated():
+        with translated(self._path):
             return self._dead.look(self._reads, limit)
 
     async def replay(self, ids: Collection[bytes] | None, limit: int) -> int:
@@ -459,7 +470,7 @@ class SQLiteQueue:
             self._dead.forget(connection, [row[0] for row in rows])
             return len(rows)
 
-        with translated():
+        with translated(self._path):
             replayed = await self._writer.write(work, durable=True)
         self._wake()
         return replayed
@@ -476,14 +487,14 @@ class SQLiteQueue:
             self._note_gone(connection, number)
             return number
 
-        with translated():
+        with translated(self._path):
             number = await self._writer.write(work, durable=True)
         self._room_waker.wake()
         return number
 
     async def close(self) -> None:
         """Give back what is held, release the file."""
-        with translated():
+        with translated(self._path):
             try:
                 if self._held and not self._writer.broken:
                     sql = f"UPDATE {self._table} SET state = 0, attempt = attempt - 1 "

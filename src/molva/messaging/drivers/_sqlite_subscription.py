@@ -28,10 +28,12 @@ from molva.messaging.drivers._sqlite_file import (
     DeadLetters,
     SQLiteSide,
     checksum_of,
+    facts,
     message_of,
     one,
     select,
     translated,
+    watermark_sum,
 )
 from molva.messaging.drivers._sqlite_members import Members, Waker
 from molva.messaging.errors import IncompatibleBrokerError, InUseError, TopicNotFoundError
@@ -89,7 +91,7 @@ class SQLiteSubscription(SQLiteSide):
         self._room_waker = room_waker
         self._subscription = subscription
         self._dead = DeadLetters(
-            "subscription_id", subscription_id, f"topic {topic}, subscription {subscription}"
+            path, "subscription_id", subscription_id, f"topic {topic}, subscription {subscription}"
         )
         self._log = SeldomLog(_logger, clock)
         self._reader = reader
@@ -120,7 +122,7 @@ class SQLiteSubscription(SQLiteSide):
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
-        with translated():
+        with translated(self._path):
             deadline = self._clock.monotonic() + wait
             while True:
                 self._writer.check()
@@ -153,11 +155,11 @@ class SQLiteSubscription(SQLiteSide):
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs; dead letters are stored before this returns."""
         reader = self._reader
-        with translated():
+        with translated(self._path):
             self._writer.check()
         rejected = [s for s in settlements if s.action is Action.REJECT]
         if rejected:
-            with translated():
+            with translated(self._path):
                 await self._bury(rejected)
         was_full = reader.room == 0
         now = self._clock.monotonic()
@@ -170,12 +172,12 @@ class SQLiteSubscription(SQLiteSide):
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters of this subscription, oldest first."""
-        with translated():
+        with translated(self._path):
             return self._dead.look(self._reads, limit)
 
     async def stat(self) -> SubscriptionStat:
         """Return what waits."""
-        with translated():
+        with translated(self._path):
             found = self._stat(self._clock).subscriptions.get(self._subscription)
         if found is None:
             raise self._removed()
@@ -191,7 +193,7 @@ class SQLiteSubscription(SQLiteSide):
 
     async def flush(self) -> None:
         """Write the watermarks, and wait for the fsync of all that was written before."""
-        with translated():
+        with translated(self._path):
             self._writer.check()
             await self._write_watermarks(durable=True)
 
@@ -211,7 +213,7 @@ class SQLiteSubscription(SQLiteSide):
                 (
                     (
                         offset,
-                        lane_of(key, id_, self._lanes),
+                        lane := lane_of(key, id_, self._lanes),
                         id_,
                         key,
                         headers,
@@ -219,7 +221,13 @@ class SQLiteSubscription(SQLiteSide):
                         now_us,
                         ttl,
                         self._subscription_id,
-                        checksum_of(id_, key, headers, body),
+                        checksum_of(
+                            id_,
+                            key,
+                            headers,
+                            body,
+                            facts(offset, lane, now_us, ttl, self._subscription_id),
+                        ),
                     )
                     for offset, (_, id_, key, headers, body, ttl, _p) in enumerate(
                         rows, last - len(rows) + 1
@@ -229,7 +237,7 @@ class SQLiteSubscription(SQLiteSide):
             self._dead.forget(connection, [row[0] for row in rows])
             return len(rows)
 
-        with translated():
+        with translated(self._path):
             replayed = await self._write(work, durable=True)
         self._woken.set()
         self._waker.wake()
@@ -237,7 +245,7 @@ class SQLiteSubscription(SQLiteSide):
 
     async def purge(self, *, dead: bool) -> int:
         """Settle all that waits, or delete all dead letters."""
-        with translated():
+        with translated(self._path):
             if dead:
                 return await self._write(self._dead.forget_all, durable=True)
             self._next_share = self._clock.monotonic()
@@ -275,8 +283,8 @@ class SQLiteSubscription(SQLiteSide):
     async def peek(self, limit: int) -> list[Peeked]:
         """Return what stands above the watermarks, oldest first."""
         sql = f"""
-            SELECT m.lane, m.offset, m.id, m.key, m.headers, m.body, m.checksum, m.ttl,
-                   m.stored_at_us
+            SELECT m.offset, m.lane, m.id, m.key, m.headers, m.body, m.checksum, m.ttl,
+                   m.stored_at_us, m.only_for
             FROM {self._table} m JOIN watermark w ON w.lane = m.lane AND w.subscription_id = ?
             WHERE m.offset > (SELECT min(offset) FROM watermark WHERE subscription_id = ?)
               AND m.offset > w.offset
@@ -285,18 +293,18 @@ class SQLiteSubscription(SQLiteSide):
         """
         found: list[Peeked] = []
         own = (self._subscription_id, self._subscription_id)
-        with translated():
+        with translated(self._path):
             for row in self._reads.execute(sql, own):
-                lane, offset, *message, stored_at_us = cast("tuple[Any, ...]", row)
+                offset, lane, *_, stored_at_us, _ = cast("tuple[Any, ...]", row)
                 state = self._reader.state(lane, offset)
                 if state == "settled":
                     continue
                 if len(found) == limit:
                     break
                 attempts = 0 if state == "ready" else 1
-                found.append(
-                    Peeked(message_of(self._at(offset), *message), state, attempts, stored_at_us)
-                )
+                message = self._message_of_row(row)
+                assert message is not None, "the query leaves out what is not ours"
+                found.append(Peeked(message, state, attempts, stored_at_us))
         return found
 
     async def close(self) -> None:
@@ -307,7 +315,7 @@ class SQLiteSubscription(SQLiteSide):
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
-        with translated():
+        with translated(self._path):
             try:
                 if not self._writer.broken:
                     await self._write_watermarks(let_go=self._reader.lanes)
@@ -353,14 +361,22 @@ class SQLiteSubscription(SQLiteSide):
         # Only now that it is ours: its last owner wrote this before it let go.
         row = self._reads.execute(
             """
-            SELECT offset, settled, deaths FROM watermark WHERE subscription_id = ? AND lane = ?
+            SELECT offset, settled, deaths, sum FROM watermark
+            WHERE subscription_id = ? AND lane = ?
             """,
             (self._subscription_id, lane),
         ).fetchone()
         if row is None:
             self._members.free_lane(lane)
             raise self._removed()
-        offset, settled, deaths = cast("tuple[int, int, int]", row)
+        offset, settled, deaths, sum_ = cast("tuple[int, int, int, int]", row)
+        if None in row or sum_ != watermark_sum(offset, settled, deaths):
+            self._members.free_lane(lane)
+            raise IncompatibleBrokerError(
+                f"{self._path}: how far subscription {self._subscription!r} has read in lane "
+                f"{lane} is damaged: the disk or another program changed it; restore the file "
+                "from a copy, or remove the subscription and read all that is kept anew"
+            )
         self._reader.own(Watermark(lane, offset, settled), deaths=deaths)
         if self._reader.careful([lane]):
             self._log.warning(
@@ -399,16 +415,16 @@ class SQLiteSubscription(SQLiteSide):
         for token in tokens:
             row = self._reads.execute(self._select_one, (token.offset,)).fetchone()
             assert row is not None, "an unsettled message is never deleted"
-            *message, stored_at_us, _ = cast("tuple[Any, ...]", row)[2:]
             try:
-                again = message_of(self._at(token.offset), *message)
+                again = self._message_of_row(cast("tuple[Any, ...]", row))
             except IncompatibleBrokerError:
                 for late in tokens[len(found) :]:
                     self._reader.give_back(late, due=now, attempt=late.attempt)
                 if not found:
                     raise
                 break
-            found.append(RawDelivery(again, token.attempt, token, stored_at_us))
+            assert again is not None, "what is of others only was never handed over"
+            found.append(RawDelivery(again, token.attempt, token, row[8]))
         return found
 
     def _take_new(
@@ -449,12 +465,13 @@ class SQLiteSubscription(SQLiteSide):
 
     def _message_of_row(self, row: tuple[Any, ...]) -> Message | None:
         """Return the message of a row; None where it is of another subscription only."""
-        offset, _, id_, key, headers, body, checksum, ttl, _, only_for = row
-        if only_for is not None and only_for != self._subscription_id:
-            return None
-        if headers is None and ttl is None and checksum == checksum_of(id_, key, None, body):
+        offset, lane, id_, key, headers, body, checksum, ttl, stored_at_us, only_for = row
+        more = facts(offset, lane, stored_at_us, ttl, only_for)
+        plain = headers is None and ttl is None and only_for is None  # most are
+        if plain and checksum == checksum_of(id_, key, None, body, more):
             return Message(body, id_, key)
-        return message_of(self._at(offset), id_, key, headers, body, checksum, ttl)
+        message = message_of(self._at(offset), id_, key, headers, body, checksum, ttl, more=more)
+        return None if only_for not in (None, self._subscription_id) else message
 
     def _at(self, offset: int) -> str:
         return f"{self._path}: message {offset} of topic {self._topic!r}"
@@ -469,6 +486,14 @@ class SQLiteSubscription(SQLiteSide):
                 return [], scan.after
         if scan.lanes == self._all_lanes:
             rows = select(self._reads, self._select_all, (scan.after, upto, limit))
+            expected = min(limit, upto - scan.after)
+            if len(rows) < expected or (rows and rows[-1][0] - scan.after != len(rows)):
+                # Offsets are dense, and all lanes are ours.
+                raise IncompatibleBrokerError(
+                    f"{self._path}: topic {self._topic!r} is damaged: behind message "
+                    f"{scan.after:,} some are missing, so the disk or another program changed "
+                    "the file; restore it from a copy"
+                )
         else:
             rows = select(self._reads, self._select_some, (scan.after, upto, scan.lanes, limit))
         return rows, rows[-1][0] if len(rows) == limit else upto

@@ -126,6 +126,8 @@ class _Log:
     rows: list[_Row] = field(default_factory=list)
     readings: dict[str, _Reading] = field(default_factory=dict)
     room: set[asyncio.Event] = field(default_factory=set)  # of senders that wait for it
+    # All that was ever stored, where a test wants to look at it: see ``molva.messaging.testing``.
+    sent: list[Message] | None = None
 
     @property
     def waiting(self) -> int:
@@ -158,6 +160,8 @@ class _Log:
 
 _brokers: Final[dict[str, dict[str, _Log]]] = {}
 _queues: Final[dict[str, dict[str, Store]]] = {}
+# Names of brokers that keep what they were sent.
+_recorded: Final[set[str]] = set()
 
 
 def _open_log(url: BrokerURL) -> _Log:
@@ -176,7 +180,8 @@ def _open_log(url: BrokerURL) -> _Log:
             raise TopicNotFoundError(
                 f"memory: there is no topic {url.topic!r}, and create=never was asked"
             )
-        logs[url.topic] = _Log(lanes or _DEFAULT_LANES)
+        sent: list[Message] | None = [] if url.host + url.path in _recorded else None
+        logs[url.topic] = _Log(lanes or _DEFAULT_LANES, sent=sent)
     log = logs[url.topic]
     if lanes not in (None, log.lanes):
         raise InvalidURLError(
@@ -232,6 +237,8 @@ async def open_queue(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> MemoryQu
                 f"memory: there is no queue {url.queue!r}, and create=never was asked"
             )
         queues[url.queue] = Store(url.queue, url.discipline or "fifo")
+        if url.host + url.path in _recorded:
+            queues[url.queue].sent = []
     store = queues[url.queue]
     if url.discipline not in (None, store.discipline):
         raise InvalidURLError(
@@ -265,6 +272,8 @@ class MemoryTopic:
         if self.capacity is not None:
             room = max(0, min(room, self.capacity - log.waiting))
         now_us = self._clock.now_us()
+        if log.sent is not None:
+            log.sent += messages[:room]
         for message in messages[:room]:
             log.last += 1
             lane = lane_of(message.key, message.id, log.lanes)

@@ -102,6 +102,7 @@ from molva.messaging.drivers._sqlite_file import (
     QueueFile,
     SQLiteSide,
     checksum_of,
+    facts,
     headers_text,
     one,
     translated,
@@ -132,7 +133,7 @@ _TRIM_INTERVAL: Final = 1.0
 async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteTopic":
     """Open the sending side of the topic that the URL names."""
     options = FileOptions(url)
-    with QueueFile(url, options) as file, translated():
+    with QueueFile(url, options) as file, translated(file.path):
         topic_id, lanes = file.find_topic(clock)
         on_loop = commit_on_loop(str(file.path.parent), options.commit)
         return SQLiteTopic(
@@ -151,7 +152,7 @@ async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteT
 async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteSubscription":
     """Open one consumer of the subscription that the URL names."""
     options = FileOptions(url)
-    with QueueFile(url, options) as file, translated():
+    with QueueFile(url, options) as file, translated(file.path):
         topic_id, lanes = file.find_topic(clock)
         subscription_id = file.find_subscription(topic_id, clock)
         # See "Design": what a consumer writes needs no fsync.
@@ -176,7 +177,7 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
 async def open_queue(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "SQLiteQueue":
     """Open both ends of the queue that the URL names."""
     options = FileOptions(url)
-    with QueueFile(url, options) as file, translated():
+    with QueueFile(url, options) as file, translated(file.path):
         queue_id, discipline = file.find_queue(clock)
         shift_after_boot(file.connection, clock)
         on_loop = commit_on_loop(str(file.path.parent), options.commit)
@@ -227,7 +228,7 @@ class SQLiteTopic(SQLiteSide):
 
     async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
         """Store messages in one commit, in their order."""
-        with translated():
+        with translated(self._path):
             stored = await self._writer.write(lambda connection: self._store(connection, messages))
         if stored:
             self._waker.wake()
@@ -243,25 +244,25 @@ class SQLiteTopic(SQLiteSide):
             last = one(self._reads, sql, (self._topic_id,))
             return self.capacity is None or self._room(self._reads, last, 1) > 0
 
-        with translated():
+        with translated(self._path):
             return await wait_for_room(
                 self._file, f"t{self._topic_id}", has_room, wait=wait, clock=self._clock
             )
 
     async def stat(self) -> TopicStat:
         """Return what the topic holds."""
-        with translated():
+        with translated(self._path):
             return self._stat(self._clock)
 
     async def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters of a subscription, oldest first."""
-        with translated():
+        with translated(self._path):
             dead = self._dead_letters_of(subscription)
             return [] if dead is None else dead.look(self._reads, limit)
 
     async def remove_subscription(self, subscription: str) -> bool:
         """Remove a subscription that nobody consumes."""
-        with translated():
+        with translated(self._path):
             dead = self._dead_letters_of(subscription)
             if dead is None:
                 return False
@@ -317,7 +318,7 @@ class SQLiteTopic(SQLiteSide):
         self, last: int, messages: Sequence[Message]
     ) -> Iterator[tuple[int, int, bytes, str | None, str | None, bytes, int, float | None, int]]:
         now_us = self._clock.now_us()
-        lanes = self._lanes
+        lanes, pack = self._lanes, facts
         last_key, lane = None, 0
         for offset, message in enumerate(messages, last + 1):
             key = message.key
@@ -335,7 +336,7 @@ class SQLiteTopic(SQLiteSide):
                 body,
                 now_us,
                 message.ttl,
-                checksum_of(id_, key, headers, body),
+                checksum_of(id_, key, headers, body, pack(offset, lane, now_us, message.ttl, None)),
             )
 
     def _room(self, connection: apsw.Connection, last: int, wanted: int) -> int:

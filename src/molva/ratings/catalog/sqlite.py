@@ -19,8 +19,10 @@ Design:
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Final, Self, final
+from zlib import crc32
 
 import apsw
 
@@ -51,6 +53,21 @@ __all__ = ["SQLiteCatalog"]
 _APPLICATION_ID: Final = int.from_bytes(b"Mcat", "big")
 
 # A script that was released never changes. The row is Campaign(), which a test compares.
+
+
+def _add_checksums(connection: apsw.Connection) -> None:
+    """SQLite's pages have none, and a flipped bit in a scale refuses ratings or lets them in."""
+    connection.execute("ALTER TABLE campaign ADD COLUMN checksum INTEGER")
+    for name, *rest in connection.execute(f"SELECT {_COLUMNS} FROM campaign").fetchall():
+        connection.execute(
+            "UPDATE campaign SET checksum = ? WHERE name = ?", (_checksum(name, *rest), name)
+        )
+
+
+def _checksum(*values: object) -> int:
+    return crc32(json.dumps(values).encode())
+
+
 _MIGRATIONS: Final = (
     """
     CREATE TABLE campaign (
@@ -63,6 +80,7 @@ _MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     INSERT INTO campaign VALUES ('default', 'How do you like it?', 0, 10, 10);
     """,
+    _add_checksums,
 )
 
 _COLUMNS: Final = 'name, question, minimum, maximum, "window"'
@@ -89,6 +107,7 @@ class SQLiteCatalog:
         with _translated(path):
             writer = _connect(path, create=create)
             try:
+                _check_all(writer, path)
                 reader = _connect(path, create=False)
             except BaseException:
                 writer.close()
@@ -99,8 +118,8 @@ class SQLiteCatalog:
         """Return all campaigns, in the order of their names."""
         self._check_open()
         with _translated(self._path):
-            rows = self._reader.execute(f"SELECT {_COLUMNS} FROM campaign ORDER BY name")
-            return [_campaign(row) for row in rows]
+            sql = f"SELECT {_COLUMNS}, checksum FROM campaign ORDER BY name"
+            return [_campaign(row) for row in self._reader.execute(sql)]
 
     async def campaign(self, name: str) -> Campaign | None:
         """Return the campaign of that name; None where there is none."""
@@ -137,6 +156,13 @@ class SQLiteCatalog:
             raise CatalogError(f"{self._path}: the catalog is closed")
 
 
+def _check_all(connection: apsw.Connection, path: str) -> None:
+    """Look at every page: a catalog is small, and a row that is not found refuses a campaign."""
+    found = connection.pragma("integrity_check")
+    if found != "ok":
+        raise DamagedFileError(path, f"the catalog is damaged ({found}); restore it from a copy")
+
+
 def _connect(path: str, *, create: bool) -> apsw.Connection:
     return open_sqlite(
         path,
@@ -148,7 +174,8 @@ def _connect(path: str, *, create: bool) -> apsw.Connection:
 
 
 def _find(connection: apsw.Connection, name: str) -> Campaign | None:
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM campaign WHERE name = ?", (name,))
+    sql = f"SELECT {_COLUMNS}, checksum FROM campaign WHERE name = ?"
+    rows = connection.execute(sql, (name,))
     # All of them, although there is one at most: a statement left half-way holds its
     # snapshot, and data_version would stand still.
     found = [_campaign(row) for row in rows]
@@ -164,21 +191,24 @@ def _store(connection: apsw.Connection, campaign: Campaign) -> bool:
         campaign.minimum <= old.minimum and old.maximum <= campaign.maximum
     ):
         raise ScaleNarrowedError(old, campaign)
+    values = (
+        campaign.name,
+        campaign.question,
+        campaign.minimum,
+        campaign.maximum,
+        campaign.window,
+    )
     connection.execute(
-        f"INSERT OR REPLACE INTO campaign ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)",
-        (
-            campaign.name,
-            campaign.question,
-            campaign.minimum,
-            campaign.maximum,
-            campaign.window,
-        ),
+        f"INSERT OR REPLACE INTO campaign ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?)",
+        (*values, _checksum(*values)),
     )
     return old is None
 
 
 def _campaign(row: tuple[object, ...]) -> Campaign:
-    name, question, minimum, maximum, window = row
+    name, question, minimum, maximum, window, checksum = row
+    if checksum != _checksum(name, question, minimum, maximum, window):
+        raise apsw.CorruptError(f"campaign {name!r:.60} is not what was stored")
     assert isinstance(name, str)
     assert isinstance(question, str)
     assert isinstance(minimum, int)
@@ -200,7 +230,7 @@ def _translated(path: str) -> Iterator[None]:
         raise CatalogDamagedError(str(error)) from error
     except SQLiteFileError as error:
         raise CatalogVersionError(str(error)) from error
-    except (apsw.CorruptError, apsw.NotADBError) as error:
+    except (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError) as error:
         problem = f"{path}: the catalog is damaged ({error}); restore it from a copy"
         raise CatalogDamagedError(problem) from error
     except apsw.Error as error:

@@ -31,6 +31,8 @@ from molva.ratings.ledger._schema import (
     RATING,
     SEQ_BITS,
     SEQ_MASK,
+    EntryRow,
+    entry_checksum,
 )
 from molva.ratings.ledger._tallies import Campaign, Tallies
 from molva.ratings.ledger.protocol import Outcome
@@ -57,12 +59,7 @@ REFUSALS: Final = (
     apsw.TooBigError,
 )
 
-_INSERT_ENTRY: Final = "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-_EntryRow = tuple[
-    int, bytes | None, int, int | None, int | None, int | None, int | None,
-    int, int, int | None, bytes | None, int, int,
-]  # fmt: skip
+_INSERT_ENTRY: Final = "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def apply_on_trust(
@@ -132,9 +129,10 @@ class _Batch:
 
     def append_ratings(self, ratings: Sequence[tuple[bytes, Rating]]) -> None:
         """Append ratings, and the comments that came with them, without a look at ids."""
-        self._connection.executemany(_INSERT_ENTRY, self._rating_rows(ratings))
+        rows = self._rating_rows(ratings)
+        self._connection.executemany(_INSERT_ENTRY, ((*row, entry_checksum(row)) for row in rows))
 
-    def _rating_rows(self, ratings: Sequence[tuple[bytes, Rating]]) -> Iterator[_EntryRow]:
+    def _rating_rows(self, ratings: Sequence[tuple[bytes, Rating]]) -> Iterator[EntryRow]:
         # The hot path: everything here is paid for every rating.
         applied_at_us = self._applied_at_us
         tallies = self._tallies
@@ -167,7 +165,7 @@ class _Batch:
 
     def _comment_row(
         self, campaign: Campaign, rating_key: int, comment: str, accepted_at_us: int
-    ) -> _EntryRow:
+    ) -> EntryRow:
         """Return the entry of a comment that came with its rating, whose id it shares."""
         row = self._row(
             campaign, None, COMMENT, None, rating_key, text_hash(comment), accepted_at_us
@@ -289,7 +287,7 @@ class _Batch:
             None if text is None else text_hash(text),
             entry.accepted_at_us,
         )
-        self._connection.execute(_INSERT_ENTRY, row)
+        self._connection.execute(_INSERT_ENTRY, (*row, entry_checksum(row)))
         if isinstance(entry, Comment):
             self._comments.append((row[0], entry.text))
         elif text is not None:
@@ -305,7 +303,7 @@ class _Batch:
         target_key: int,
         hash_of_text: bytes | None,
         accepted_at_us: int,
-    ) -> _EntryRow:
+    ) -> EntryRow:
         """Return the next row of a campaign for any kind but a rating."""
         whole = campaign.whole
         campaign.seq = seq = campaign.seq + 1

@@ -28,6 +28,7 @@ from molva.ratings.ledger._schema import (
     SEQ_BITS,
     SEQ_MASK,
     encode_distribution,
+    entry_checksum,
 )
 from molva.ratings.ledger.protocol import Difference
 
@@ -70,6 +71,7 @@ class _Entry(NamedTuple):
     """An entry as it stands in the file."""
 
     entry_key: int
+    id: bytes | None
     kind: int
     rate: int | None
     item_key: int | None
@@ -78,6 +80,17 @@ class _Entry(NamedTuple):
     campaign_position: int
     campaign_sum: int
     target_key: int | None
+    text_hash: bytes | None
+    accepted_at_us: int
+    applied_at_us: int
+    checksum: int | None
+
+    def is_sound(self) -> bool:
+        """Return whether all of it is as it was written."""
+        try:
+            return self.checksum in (None, entry_checksum(self[:-1]))
+        except OverflowError:
+            return False  # a value of another type or size than was ever written
 
 
 _SELECT_ENTRY: Final = f"SELECT {', '.join(_Entry._fields)} FROM entry"
@@ -255,6 +268,8 @@ class _Fold:
             if entry.entry_key & SEQ_MASK != self._seq:
                 yield self._differs("seq", entry.entry_key & SEQ_MASK, self._seq)
                 self._seq = entry.entry_key & SEQ_MASK
+            if not entry.is_sound():
+                yield self._differs("checksum", entry.checksum, "that of its columns")
             if entry.kind == RATING:
                 yield from self._count(entry)
             else:

@@ -29,7 +29,7 @@ from molva.ratings.ledger._schema import (
     SEQ_MASK,
     decode_distribution,
 )
-from molva.ratings.ledger.protocol import LedgerEntry, LedgerSize, Total
+from molva.ratings.ledger.protocol import LedgerEntry, LedgerError, LedgerSize, Total
 
 __all__ = ["read_entries", "read_last_seq", "read_size", "read_total"]
 
@@ -156,6 +156,12 @@ def _total(
     distribution = scope.distribution
     for rate, d_count in corrections.shift.items():
         distribution[rate] = distribution.get(rate, 0) + d_count
+    kept = sum(distribution.values()), sum(r * number for r, number in distribution.items())
+    if kept != (count, sum_):
+        raise LedgerError(
+            f"the ledger contradicts itself: {count:,} ratings with the sum {sum_:,}, and by its "
+            f"distribution {kept[0]:,} with {kept[1]:,}; see 'molva verify' and 'molva rebuild'"
+        )
     window_sum = sum_
     if n < count:
         position, d_sum = count - n, 0
@@ -215,6 +221,11 @@ def _campaign_sum(connection: apsw.Connection, scope: _Scope, position: int) -> 
         assert isinstance(sum_, int)
         if count == position:
             return sum_
+        if low > high:
+            raise LedgerError(
+                f"the ledger contradicts itself: no entry has {position:,} ratings up to it; see "
+                "'molva verify'"
+            )
         if count > position:
             high = probe - (count - position)
         else:

@@ -195,8 +195,10 @@ class SQLiteLedger:
     def _check_usable(self) -> None:
         if self._closed:
             raise LedgerError(f"{self._path}: the ledger is closed")
-        if self._writer.broken:
-            raise LedgerBrokenError(f"{self._path}: was given up after an I/O error")
+        try:
+            self._writer.check()
+        except BrokenFileError as error:
+            raise LedgerBrokenError(str(error)) from error
 
     async def _translated(self, write: Awaitable[T]) -> T:
         try:
@@ -207,6 +209,8 @@ class SQLiteLedger:
             raise LedgerUnavailableError(str(error)) from error
         except REFUSALS:
             raise
+        except LedgerUnavailableError as error:
+            raise LedgerUnavailableError(f"{self._path}: {error}") from error
         except apsw.Error as error:
             raise LedgerUnavailableError(f"{self._path}: cannot be written ({error})") from error
 
@@ -261,6 +265,14 @@ class SQLiteLedger:
             raise LedgerUnavailableError(f"{self._path}: is busy ({error})") from error
         except apsw.Error as error:
             raise LedgerError(f"{self._path}: cannot be read ({error})") from error
+        except LedgerError as error:
+            raise type(error)(f"{self._path}: {error}") from error
+        except (ValueError, TypeError, LookupError, AssertionError) as error:
+            # A row that must be there is not, or is another.
+            raise LedgerError(
+                f"{self._path}: the ledger contradicts itself ({error}); see 'molva verify' and "
+                "'molva rebuild'"
+            ) from error
 
     async def verify(self) -> AsyncIterator[Difference]:
         """Recompute every number from the entries; yield each that differs.
@@ -277,6 +289,10 @@ class SQLiteLedger:
                     yield difference
         except apsw.Error as error:
             raise LedgerError(f"{self._path}: cannot be read ({error})") from error
+        except (ValueError, TypeError, LookupError, AssertionError) as error:
+            # Rows of other types than were ever written: nothing can be folded from them.
+            problem = f"the ledger is damaged ({error}); restore it from a copy"
+            raise LedgerError(f"{self._path}: {problem}") from error
         finally:
             connection.close(True)
 

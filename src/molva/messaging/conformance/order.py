@@ -8,21 +8,17 @@ from molva.messaging import (
     Delivery,
     Message,
 )
-from tests.messaging.conformance.harness import (
-    Suite,
-    TopicHarness,
-    bodies,
-    eventually,
-    numbered,
-    running_with,
-    take,
-)
+from molva.messaging.conformance.harness import Harness, Suite, needs
+from molva.messaging.conformance.waiting import bodies, eventually, numbered, running_with, take
+
+__all__ = ["Order"]
 
 
 class Order(Suite):
     """The order of a lane and of a key."""
 
-    async def test_messages_of_one_lane_come_in_the_order_sent(self, h: TopicHarness) -> None:
+    @needs("in-process")
+    async def test_messages_of_one_lane_come_in_the_order_sent(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()
 
         for message in numbered(30):
@@ -30,48 +26,51 @@ class Order(Suite):
 
         assert bodies(await take(subscription, 30)) == [b"%d" % n for n in range(1, 31)]
 
-    async def test_concurrent_sends_of_one_task_keep_their_order(self, h: TopicHarness) -> None:
+    @needs("in-process")
+    async def test_concurrent_sends_of_one_task_keep_their_order(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()
 
         await asyncio.gather(*(topic.send(message) for message in numbered(2_500)))
 
         assert bodies(await take(subscription, 2_500)) == [b"%d" % n for n in range(1, 2_501)]
 
-    async def test_what_was_nacked_together_comes_again_in_order(self, h: TopicHarness) -> None:
-        clock = h.use_manual_clock()
+    @needs("lanes")
+    async def test_what_was_nacked_together_comes_again_in_order(self, h: Harness) -> None:
+        h.stop_clock()
         topic, subscription = await h.topic(), await h.subscription()
         await topic.send_many(numbered(4))
-        deliveries = await subscription.receive(3, wait=0.0)
-        for delivery, delay in zip(deliveries, (3.0, 1.0, 2.0), strict=True):
-            await delivery.nack(delay=delay)
+        deliveries = await take(subscription, 3)
+        for delivery, part in zip(deliveries, (3, 1, 2), strict=True):
+            await delivery.nack(delay=part * h.moment / 3)
 
         order = []
         for _ in range(4):
-            order += bodies(await subscription.receive(10, wait=0.0))
-            await clock.pass_time(1.0)
+            order += bodies(await h.rest(subscription))
+            await h.pass_time(h.moment / 3)
 
         assert order == [b"1", b"2", b"3", b"4"]
 
-    async def test_a_nacked_message_is_not_overtaken_by_what_follows_it(
-        self, h: TopicHarness
-    ) -> None:
-        clock = h.use_manual_clock()
+    @needs("lanes")
+    async def test_a_nacked_message_is_not_overtaken_by_what_follows_it(self, h: Harness) -> None:
+        h.stop_clock()
         topic, subscription = await h.topic(), await h.subscription()
         await topic.send_many(numbered(2))
-        [delivery] = await subscription.receive(1, wait=0.0)
-        await delivery.nack(delay=5.0)
+        [delivery] = await take(subscription, 1)
+        await delivery.nack(delay=h.moment)
         await topic.send_many([Message(b"3", key="k")])
 
         meanwhile = await subscription.receive(10, wait=0.0)
-        await clock.pass_time(5.0)
-        afterwards = await subscription.receive(10, wait=0.0)
+        await h.pass_time(h.moment)
+        afterwards = await take(subscription, 3)
 
         assert meanwhile == []
         assert bodies(afterwards) == [b"1", b"2", b"3"]
 
-    async def test_keys_keep_their_order_over_consumers_of_any_speed(self, h: TopicHarness) -> None:
+    @needs("per-key")
+    async def test_keys_keep_their_order_over_consumers_of_any_speed(self, h: Harness) -> None:
         topic = await h.topic()
         consumers = [await h.subscription() for _ in range(2)]
+        await h.share(*consumers)
         seen: dict[str | None, list[int]] = defaultdict(list)
         rng = random.Random(1)
 

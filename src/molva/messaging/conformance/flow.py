@@ -1,6 +1,7 @@
 """Capacity, what a consumer holds, what is deleted."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -10,19 +11,18 @@ from molva.messaging import (
     QueueFullError,
     SendManyError,
 )
-from tests.messaging.conformance.harness import (
-    Suite,
-    TopicHarness,
-    bodies,
-    numbered,
-)
+from molva.messaging.conformance.harness import Harness, Suite, lacks, needs
+from molva.messaging.conformance.waiting import bodies, numbered, take
+
+__all__ = ["Flow"]
 
 
 class Flow(Suite):
     """Capacity, what a consumer holds, what is deleted."""
 
+    @needs("exact-capacity")
     async def test_a_full_topic_refuses_exactly_what_is_beyond_its_capacity(
-        self, h: TopicHarness
+        self, h: Harness
     ) -> None:
         topic, subscription = await h.topic(capacity=3), await h.subscription()
         for message in numbered(3):
@@ -34,9 +34,23 @@ class Flow(Suite):
         assert caught.value.capacity == 3
         assert topic.counters.refused_full == 1
         assert topic.counters.stored == 3
-        assert len(await subscription.receive(10, wait=0.0)) == 3
+        assert len(await h.rest(subscription)) == 3
 
-    async def test_a_batch_that_fits_in_part_is_stored_in_part(self, h: TopicHarness) -> None:
+    @needs("capacity")
+    @lacks("exact-capacity")
+    async def test_a_full_topic_refuses_what_is_beyond_its_capacity_soon(self, h: Harness) -> None:
+        topic, subscription = await h.topic(capacity=10), await h.subscription()
+
+        with pytest.raises(SendManyError) as caught:
+            await topic.send_many(numbered(20 + h.capacity_slack))
+
+        assert {type(error) for error in caught.value.failures.values()} == {QueueFullError}
+        stored = len(await h.rest(subscription))
+        assert 10 <= stored <= 10 + h.capacity_slack
+        assert len(caught.value.failures) == 20 + h.capacity_slack - stored
+
+    @needs("exact-capacity")
+    async def test_a_batch_that_fits_in_part_is_stored_in_part(self, h: Harness) -> None:
         topic, subscription = await h.topic(capacity=3), await h.subscription()
 
         with pytest.raises(SendManyError) as caught:
@@ -44,60 +58,65 @@ class Flow(Suite):
 
         assert list(caught.value.failures) == [3, 4]
         assert {type(error) for error in caught.value.failures.values()} == {QueueFullError}
-        assert bodies(await subscription.receive(10, wait=0.0)) == [b"1", b"2", b"3"]
+        assert bodies(await h.rest(subscription)) == [b"1", b"2", b"3"]
 
-    async def test_settling_makes_room_again(self, h: TopicHarness) -> None:
-        clock = h.use_manual_clock()
+    @needs("exact-capacity")
+    async def test_settling_makes_room_again(self, h: Harness) -> None:
+        h.stop_clock()
         topic, subscription = await h.topic(capacity=3), await h.subscription()
         for _ in range(4):
             await topic.send_many(numbered(3))
-            first, second, third = await subscription.receive(10, wait=0.0)
+            first, second, third = await h.rest(subscription)
             await first.ack()
             await second.reject("bad")
             await third.ack()
-            await clock.pass_time(h.settle_interval)
+            await h.pass_time(h.settle_interval)
 
         with pytest.raises(SendManyError) as caught:
             await topic.send_many(numbered(4))
 
         assert list(caught.value.failures) == [3]
 
-    async def test_the_slowest_subscription_decides_what_fits(self, h: TopicHarness) -> None:
-        clock = h.use_manual_clock()
+    @needs("exact-capacity")
+    async def test_the_slowest_subscription_decides_what_fits(self, h: Harness) -> None:
+        h.stop_clock()
         topic = await h.topic(capacity=3)
         quick, slow = await h.subscription("quick"), await h.subscription("slow")
         await topic.send_many(numbered(3))
-        await quick.settle([(d, Action.ACK) for d in await quick.receive(10, wait=0.0)])
-        await (await slow.receive(10, wait=0.0))[0].ack()
-        await clock.pass_time(h.settle_interval)
+        await quick.settle([(d, Action.ACK) for d in await h.rest(quick)])
+        await (await h.rest(slow))[0].ack()
+        await h.pass_time(h.settle_interval)
 
         await topic.send(Message(b"4"))
         with pytest.raises(QueueFullError):
             await topic.send(Message(b"5"))
 
-    async def test_a_consumer_never_holds_more_than_max_open(self, h: TopicHarness) -> None:
+    @needs("lanes")
+    async def test_a_consumer_never_holds_more_than_max_open(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription(max_open=3)
         await topic.send_many([Message(b"%d" % n, key=str(n)) for n in range(20)])
 
         first = await subscription.receive(10)
-        none = await subscription.receive(10, wait=0.0)
+        none = await h.rest(subscription)
         await first[0].ack()
-        one = await subscription.receive(10, wait=0.0)
+        one = await h.rest(subscription)
 
         assert (len(first), len(none), len(one)) == (3, 0, 1)
 
-    async def test_nacked_messages_count_towards_max_open(self, h: TopicHarness) -> None:
+    @needs("lanes")
+    async def test_nacked_messages_count_towards_max_open(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription(max_open=3)
         await topic.send_many([Message(b"%d" % n, key=str(n)) for n in range(20)])
         await subscription.settle([(d, Action.NACK) for d in await subscription.receive(10)])
 
         held = await subscription.receive(2, wait=0.0)
-        held += await subscription.receive(10, wait=0.0)
+        held += await h.rest(subscription)
 
         assert len(held) == 3
-        assert await subscription.receive(10, wait=0.0) == []
+        assert await h.rest(subscription) == []
 
-    async def test_settling_lets_a_receive_go_on_that_waits_for_room(self, h: TopicHarness) -> None:
+    @needs("lanes")
+    async def test_settling_lets_a_receive_go_on_that_waits_for_room(self, h: Harness) -> None:
         h.let_only_wake_ups_wake()
         topic, subscription = await h.topic(), await h.subscription(max_open=1)
         await topic.send_many(numbered(2))
@@ -110,117 +129,106 @@ class Flow(Suite):
         async with asyncio.timeout(3.0):
             assert bodies(await waiting) == [b"2"]
 
-    async def test_a_waiting_receive_burns_no_processor(self, h: TopicHarness) -> None:
-        topic, subscription = await h.topic(lanes=1), await h.subscription(max_open=2)
-        await topic.send_many(numbered(4))
-        [first, _] = await subscription.receive(10)
-        await first.nack()
-        [_] = await subscription.receive(10, wait=0.0)
-        calls = 0
-        clock = h.clock
+    async def test_a_waiting_receive_burns_no_processor(self, h: Harness) -> None:
+        topic, subscription = await h.topic(), await h.subscription()
+        await topic.send_many(numbered(2))
+        first, _ = await take(subscription, 2)
+        await first.nack(delay=60.0)
+        await subscription.receive(10, wait=0.3)  # what there is to do at the beginning
 
-        class Counting:
-            def now_us(self) -> int:
-                return clock.now_us()
+        began = time.process_time()
+        assert await subscription.receive(10, wait=0.5) == []
 
-            def monotonic(self) -> float:
-                nonlocal calls
-                calls += 1
-                return clock.monotonic()
+        # Looping without rest would burn the half second, or what others leave of it.
+        assert time.process_time() - began < 0.1
 
-            async def sleep(self, seconds: float) -> None:
-                await clock.sleep(seconds)
-
-        subscription._driver._clock = Counting()  # type: ignore[attr-defined]
-        assert await subscription.receive(10, wait=0.3) == []
-
-        assert calls < 30
-
-    async def test_what_everybody_has_settled_is_deleted(self, h: TopicHarness) -> None:
-        clock = h.use_manual_clock()
+    @needs("deletes")
+    async def test_what_everybody_has_settled_is_deleted(self, h: Harness) -> None:
+        h.stop_clock()
         topic = await h.topic()
         subscriptions = [await h.subscription("a"), await h.subscription("b")]
         for _ in range(30):
             await topic.send_many(numbered(100))
             for subscription in subscriptions:
-                deliveries = await subscription.receive(1_000, wait=0.0)
+                deliveries = await h.rest(subscription)
                 await subscription.settle([(d, Action.ACK) for d in deliveries])
-            await clock.pass_time(1.1)
+            await h.pass_time(h.delete_interval)
 
         assert await h.kept() <= 500
 
-    async def test_nothing_is_deleted_that_a_slow_subscription_needs(self, h: TopicHarness) -> None:
-        clock = h.use_manual_clock()
+    async def test_nothing_is_deleted_that_a_slow_subscription_needs(self, h: Harness) -> None:
+        h.stop_clock()
         topic = await h.topic()
         quick, slow = await h.subscription("quick"), await h.subscription("slow")
-        sent, got = 0, []
+        sent = 0
+        got: list[int] = []
         for turn in range(30):
             await topic.send_many([Message(b"%d" % n, key="k") for n in range(sent, sent + 50)])
             sent += 50
-            await quick.settle([(d, Action.ACK) for d in await quick.receive(100, wait=0.0)])
-            deliveries = await slow.receive(10 + turn, wait=0.0)
+            await quick.settle([(d, Action.ACK) for d in await h.rest(quick)])
+            deliveries = await take(slow, min(10 + turn, sent - len(got)))
             got += [int(d.message.body) for d in deliveries]
             # The last of them stays open, and what is open must stay as well.
             await slow.settle([(d, Action.ACK) for d in deliveries])
-            await clock.pass_time(1.1)
+            await h.pass_time(h.delete_interval)
 
-        while deliveries := await slow.receive(1_000, wait=0.0):
+        while deliveries := await h.rest(slow):
             got += [int(d.message.body) for d in deliveries]
         assert got == list(range(sent))
 
-    async def test_an_open_message_outlives_what_was_settled_around_it(
-        self, h: TopicHarness
-    ) -> None:
-        clock = h.use_manual_clock()
+    async def test_an_open_message_outlives_what_was_settled_around_it(self, h: Harness) -> None:
+        h.stop_clock()
         topic, subscription = await h.topic(), await h.subscription()
         await topic.send_many([Message(b"%d" % n, key=str(n)) for n in range(100)])
-        held, *others = await subscription.receive(100, wait=0.0)
+        held, *others = await h.rest(subscription)
         await subscription.settle([(d, Action.ACK) for d in others])
         for _ in range(10):
-            await clock.pass_time(1.1)
+            await h.pass_time(h.delete_interval)
+            await held.extend()
             await topic.send_many([Message(b"later", key=str(n)) for n in range(100)])
-            later = await subscription.receive(1_000, wait=0.0)
+            later = await h.rest(subscription)
             await subscription.settle([(d, Action.ACK) for d in later])
 
         await held.nack()
 
-        assert bodies(await subscription.receive(wait=0.0)) == [held.message.body]
+        assert bodies(await h.rest(subscription)) == [held.message.body]
 
+    @needs("deletes", "earliest", "exact-stat")
     async def test_a_subscription_made_while_messages_are_deleted_misses_none(
-        self, h: TopicHarness
+        self, h: Harness
     ) -> None:
-        clock = h.use_manual_clock()
+        h.stop_clock()
         topic, first = await h.topic(), await h.subscription("first")
         await topic.send_many(numbered(1_000))
-        while deliveries := await first.receive(1_000, wait=0.0):
+        while deliveries := await h.rest(first):
             await first.settle([(d, Action.ACK) for d in deliveries])
-        await clock.pass_time(1.1)
+        await h.pass_time(h.delete_interval)
         await topic.send(Message(b"1001", key="k"))
 
         second = await h.subscription("second", start="earliest")
         stat = await second.stat()
         for n in range(1_002, 1_030):
             await topic.send(Message(b"%d" % n, key="k"))
-        got = [int(body) for body in bodies(await second.receive(2_000, wait=0.0))]
+        got = [int(body) for body in bodies(await h.rest(second))]
 
         assert stat is not None
         assert got == list(range(1_030 - 28 - stat.pending, 1_030))
 
-    async def test_a_message_sent_after_all_were_deleted_arrives(self, h: TopicHarness) -> None:
-        clock = h.use_manual_clock()
+    async def test_a_message_sent_after_all_were_deleted_arrives(self, h: Harness) -> None:
+        h.stop_clock()
         topic, subscription = await h.topic(), await h.subscription()
         for turn in range(5):
             await topic.send(Message(b"%d" % turn))
-            [delivery] = await subscription.receive(10, wait=0.0)
+            [delivery] = await h.rest(subscription)
             assert delivery.message.body == b"%d" % turn
             await delivery.ack()
-            await clock.pass_time(1.1)
+            await h.pass_time(h.delete_interval)
             if turn % 2:
                 await topic.close()
                 await subscription.close()
                 topic, subscription = await h.topic(), await h.subscription()
 
-    async def test_more_cannot_wait_in_this_process_than_it_can_hold(self, h: TopicHarness) -> None:
+    async def test_more_cannot_wait_in_this_process_than_it_can_hold(self, h: Harness) -> None:
         topic = await h.topic()
         sends = [asyncio.create_task(topic.send(Message(b"1"))) for _ in range(10_500)]
 

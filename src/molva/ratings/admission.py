@@ -1,0 +1,74 @@
+"""A bound on what waits, for brokers that have none of their own.
+
+Kafka takes whatever is sent. A service that accepts more than its workers count would fill
+the broker's disks, and its answers would promise what comes hours later; so each HTTP
+process looks every second how much waits, and refuses while it is too much. That is not
+exact: what is accepted between two looks comes on top, some tens of thousands of ratings
+at most. Where the broker bounds what waits itself nothing of this runs.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, final
+
+from molva._base.clock import Clock
+from molva.messaging import Topic
+
+__all__ = ["Admission"]
+
+# Seconds between two looks. Longer, and more comes on top; shorter, and the broker is
+# asked for its positions more often than anything changes.
+_INTERVAL: Final = 1.0
+
+
+@final
+class Admission:
+    """Says whether one more rating may wait.
+
+    Args:
+        capacity: How many may wait; None where nobody bounds them here.
+        pending: How many wait now; None where that is unknown.
+        clock: Where time comes from.
+    """
+
+    def __init__(
+        self, capacity: int | None, pending: Callable[[], Awaitable[int | None]], clock: Clock
+    ) -> None:
+        self.capacity: Final = capacity
+        self._pending = pending
+        self._clock = clock
+        self.is_full = False
+
+    @classmethod
+    def of(
+        cls,
+        capacity: int | None,
+        topic: Topic,
+        pending: Callable[[], Awaitable[int | None]],
+        clock: Clock,
+    ) -> "Admission":
+        """Return what bounds a topic: nothing here where the topic does so itself."""
+        return cls(None if topic.capacity is not None else capacity, pending, clock)
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Keep ``is_full`` true to what waits, for the block."""
+        if self.capacity is None:
+            yield
+            return
+        watching = asyncio.ensure_future(self._watch(self.capacity))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait((watching,))
+
+    async def _watch(self, capacity: int) -> None:
+        while True:
+            pending = await self._pending()
+            # Unknown, the broker cannot be reached: then it refuses by itself what it
+            # cannot take, and our last look stays what we know.
+            if pending is not None:
+                self.is_full = pending >= capacity
+            await self._clock.sleep(_INTERVAL)

@@ -1,0 +1,31 @@
+"""What a deployment opens of its three URLs."""
+
+from pathlib import Path
+
+from molva.messaging import Message
+from molva.ratings.deployment import Deployment
+
+
+async def test_deployments_that_share_a_broker_name_topics_of_their_own(tmp_path: Path) -> None:
+    shared = f"sqlite://{tmp_path}/shared.db"
+    first = Deployment.in_folder(tmp_path, broker=f"{shared}?topic=first", capacity=10)
+    second = Deployment.in_folder(tmp_path, broker=shared, capacity=20)
+
+    async with (
+        await first.open_topic() as firsts,
+        await second.open_topic() as seconds,
+        await second.open_subscription() as reading,
+    ):
+        await firsts.send(Message(b"1"))
+        await seconds.send(Message(b"2"))
+        found = await reading.receive(10, wait=1.0)
+
+    assert [delivery.message.body for delivery in found] == [b"2"]
+    assert (firsts.capacity, seconds.capacity) == (10, 20)
+
+
+async def test_a_capacity_in_the_url_is_kept(tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/q.db?capacity=5"
+
+    async with await Deployment.in_folder(tmp_path, broker=url, capacity=10).open_topic() as topic:
+        assert topic.capacity == 5
