@@ -20,7 +20,7 @@ import msgspec
 
 from molva.messaging import open_topic
 
-__all__ = ["Dead", "Evidence", "Place", "Row", "collect"]
+__all__ = ["Dead", "Evidence", "Place", "Row", "collect", "read_ledger"]
 
 # An entry's key is the campaign's key and, below so many bits, its sequence number.
 _SEQ_BITS: Final = 40
@@ -36,6 +36,10 @@ _TOTALS: Final = """
     SELECT c.campaign, s.item, s.count, s.sum, s.distribution
     FROM scope s JOIN campaign c USING (campaign_key)
 """
+
+
+# (campaign, item or None) to (count, sum, distribution), as a ledger keeps them.
+Kept = Mapping[tuple[str, str | None], tuple[int, int, Mapping[int, int]]]
 
 
 class Row(NamedTuple):
@@ -63,15 +67,14 @@ class Evidence:
 
     Attributes:
         rows: The ledger's ratings, by campaign and sequence number.
-        totals: (campaign, item or None) to (count, sum, distribution), as the ledger
-            keeps them.
+        totals: The totals that the ledger keeps.
         dead: Dead letters.
         stored: Messages that the broker ever took.
         duplicates: Ratings that the workers say they met again.
     """
 
     rows: list[Row]
-    totals: Mapping[tuple[str, str | None], tuple[int, int, Mapping[int, int]]]
+    totals: Kept
     dead: list[Dead]
     stored: int
     duplicates: int
@@ -105,7 +108,20 @@ class Place:
 
 async def collect(place: Place) -> Evidence:
     """Read the files. Safe beside a running service."""
-    ledger = apsw.Connection(str(place.ledger), flags=apsw.SQLITE_OPEN_READONLY)
+    rows, totals = read_ledger(place.ledger)
+    async with await open_topic(place.topic_url) as topic:
+        dead = [
+            Dead(letter.message.id, letter.message.body, letter.reason)
+            for letter in await topic.dead_letters("process", 1_000_000)
+        ]
+        stat = await topic.stat()
+        assert stat is not None
+    return Evidence(rows, totals, dead, stat.stored, _duplicates(place.witness))
+
+
+def read_ledger(path: Path) -> tuple[list[Row], Kept]:
+    """Return the ratings of a ledger's file, and the totals that it keeps."""
+    ledger = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         ledger.set_busy_timeout(5_000)
         ledger.execute("BEGIN")
@@ -117,14 +133,7 @@ async def collect(place: Place) -> Evidence:
         }
     finally:
         ledger.close()
-    async with await open_topic(place.topic_url) as topic:
-        dead = [
-            Dead(letter.message.id, letter.message.body, letter.reason)
-            for letter in await topic.dead_letters("process", 1_000_000)
-        ]
-        stat = await topic.stat()
-        assert stat is not None
-    return Evidence(rows, totals, dead, stat.stored, _duplicates(place.witness))
+    return rows, totals
 
 
 def _duplicates(witness: Path) -> int:
