@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import litequeue
@@ -19,6 +20,7 @@ from opentelemetry.trace import SpanKind, set_span_in_context
 
 from benchmarks.report import Report
 from molva.messaging import Action, Delivery, Message, open_queue, open_subscription, open_topic
+from molva.messaging import sync as blocking
 from molva.messaging.driver import Settlement
 from molva.messaging.telemetry import OpenTelemetry
 
@@ -49,6 +51,7 @@ def queues() -> None:
         f"{CONSUMERS} consumers, take and settle, messages/s / persist-queue", ours, persist, "5"
     )
     _layer(report)
+    _blocking(report)
     _compare(report, "a delivery, 10 subscriptions / 1", _fan_out, 10, 1)
     _compare(report, "a message taken and settled, 10⁶ waiting / 10⁴", _deep, 1_000_000, 10_000)
     _compare(report, "a message through run(64), 10⁵ keys / 10", _keys, 100_000, 10)
@@ -96,6 +99,76 @@ def _layer(report: Report) -> None:
         f"{statistics.median(spans):.2f} µs",
         f"{min(spans):.2f} to {max(spans):.2f}; once a send, once a send_many",
     )
+
+
+def _blocking(report: Report) -> None:
+    """Add what a call costs from blocking code, from one thread and eight, and from a task."""
+    costs: dict[tuple[str, str], list[float]] = {}
+    for _ in range(TURNS):
+        turn = {"a task": asyncio.run(_calls_of_a_task())}
+        turn |= {f"{n} threads" if n > 1 else "1 thread": _calls_of_threads(n) for n in (1, 8)}
+        for who, found in turn.items():
+            for what, cost in found.items():
+                costs.setdefault((what, who), []).append(cost)
+    for (what, who), found_all in costs.items():
+        beside = statistics.median(costs[what, "a task"])
+        report.add(
+            f"{what}, memory, {'awaited by' if who == 'a task' else 'blocking, from'} {who}",
+            f"{statistics.median(found_all):.2f} µs",
+            f"{min(found_all):.2f} to {max(found_all):.2f}; "
+            f"{statistics.median(found_all) / beside:.1f} times a task's",
+        )
+
+
+async def _calls_of_a_task(number: int = 2_000) -> dict[str, float]:
+    """Return µs a message for each kind of call."""
+    url = f"memory://bench-{next(_names)}?queue=q"
+    async with await open_queue(url) as queue:
+        started = time.perf_counter()
+        for _ in range(number):
+            await queue.send(Message(BODY))
+        sent = time.perf_counter()
+        for _ in range(number):
+            [delivery] = await queue.receive(1)
+            await delivery.ack()
+        taken = time.perf_counter()
+        for _ in range(number // 1_000):
+            await queue.send_many([Message(BODY) for _ in range(1_000)])
+        ended = time.perf_counter()
+    return _by_call(number, started, sent, taken, ended)
+
+
+def _calls_of_threads(threads: int, number: int = 2_000) -> dict[str, float]:
+    """Return µs a message for each kind of call, all threads together."""
+    url = f"memory://bench-{next(_names)}?queue=q"
+    with blocking.open_queue(url) as queue, ThreadPoolExecutor(threads) as pool:
+
+        def send(_: int) -> None:
+            for _ in range(number // threads):
+                queue.send(Message(BODY))
+
+        def take(_: int) -> None:
+            for _ in range(number // threads):
+                [delivery] = queue.receive(1)
+                delivery.ack()
+
+        def send_many(_: int) -> None:
+            for _ in range(number // 1_000):
+                queue.send_many([Message(BODY) for _ in range(1_000 // threads)])
+
+        times = [time.perf_counter()]
+        for work in (send, take, send_many):
+            list(pool.map(work, range(threads)))
+            times.append(time.perf_counter())
+    return _by_call(number, *times)
+
+
+def _by_call(number: int, *times: float) -> dict[str, float]:
+    names = ("a single send", "a single receive and its ack", "send_many, a message of 1,000")
+    return {
+        name: (end - start) / number * 1e6
+        for name, (start, end) in zip(names, itertools.pairwise(times), strict=True)
+    }
 
 
 def _compare(

@@ -18,7 +18,7 @@ from molva.messaging import (
     UnavailableError,
     open_queue,
 )
-from tests.messaging.conformance.harness import eventually
+from molva.messaging.conformance.waiting import eventually
 
 _names = itertools.count()
 
