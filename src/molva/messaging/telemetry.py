@@ -14,7 +14,7 @@ they were (``messaging.batch.message_count``). A span for each would cost as muc
 them one by one.
 
 Nothing is global here: what is opened with a tracer is traced, the rest pays nothing. A lone
-send with a span costs some twenty microseconds more, nearly all of them the SDK's own;
+send with a span costs some twenty microseconds more, three quarters of them the SDK's own;
 ``make bench`` has both figures.
 
 Needs ``pip install 'molva[otel]'``.
