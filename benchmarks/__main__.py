@@ -4,9 +4,12 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
+from benchmarks.kafka import kafka
 from benchmarks.ledger import ledger
+from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
+from benchmarks.redis import redis
 from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
 
@@ -18,6 +21,9 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "messaging": messaging,
     "queues": queues,
     "ledger": ledger,
+    "kafka": kafka,
+    "ledgers": ledgers,
+    "redis": redis,
 }
 
 

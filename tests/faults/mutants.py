@@ -131,7 +131,10 @@ def _all(*puts: Put) -> Put:
 _NO_UNIQUE_IDS: Final = _function(
     ledger,
     "MIGRATIONS",
-    (_schema.MIGRATIONS[0].replace("UNIQUE INDEX entry_by_id", "INDEX entry_by_id"),),
+    tuple(
+        script.replace("UNIQUE INDEX entry_by_id", "INDEX entry_by_id")
+        for script in _schema.MIGRATIONS
+    ),
 )
 
 
@@ -240,6 +243,11 @@ _begin_tallies: Final = _tallies.Tallies.__init__
 _LEDGER: Final = ledger.SQLiteLedger
 _LIVE: Final = "tests/faults/live/test_live.py::test_a_service_that_breaks_a_promise_is_found"
 _CRASH: Final = "tests/faults/crash/test_crash_points.py::"
+_ERRORS: Final = "tests/faults/crash/test_errors.py::"
+_DAMAGE: Final = "tests/faults/crash/test_damage.py::"
+_LIVE_QUEUES: Final = (
+    "tests/faults/live/test_queues.py::test_a_queue_that_breaks_a_promise_is_found"
+)
 
 _ALL: Final = (
     Mutant(
@@ -541,7 +549,7 @@ _ALL: Final = (
             "counted + step + d_node_count <= left_out",
             "counted + step + d_node_count < left_out",
         ),
-        tests=("tests/ratings/test_ledger.py", "-k", "trusted_window"),
+        tests=("tests/ratings/test_ledger_sqlite.py", "-k", "trusted_window"),
     ),
     Mutant(
         "no-checksum",
@@ -583,9 +591,46 @@ _ALL: Final = (
         "crash points",
         tests=(_CRASH + "test_rows_and_totals_of_two_commits_are_found",),
     ),
+    Mutant(
+        "sync-tried-again",
+        "a sync that failed is tried again, and believed",
+        "crash points",
+        tests=(_ERRORS + "test_a_failed_sync_that_is_tried_again_is_found",),
+    ),
+    Mutant(
+        "others-write-on",
+        "other connections write behind a sync that failed",
+        "crash points",
+        tests=(_ERRORS + "test_others_who_write_behind_a_failed_sync_are_found",),
+    ),
+    Mutant(
+        "ack-before-failed-commit",
+        "a batch is acknowledged before a commit that may fail",
+        "crash points",
+        tests=(_ERRORS + "test_a_batch_acknowledged_before_its_commit_is_found",),
+    ),
+    Mutant(
+        "unguarded-files",
+        "nothing guards a file's messages, or the end of its log, against damage",
+        "crash points",
+        tests=(_DAMAGE + "test_damage_that_nothing_guards_against_is_found",),
+    ),
+    Mutant(
+        "stale-ack-live",
+        "a late ack settles what somebody else holds, in real processes",
+        "live",
+        tests=(_LIVE_QUEUES,),
+    ),
+    Mutant(
+        "ack-first-live",
+        "a consumer acknowledges before it works, in real processes",
+        "live",
+        tests=(_LIVE_QUEUES,),
+    ),
 )
 
 MUTANTS: Final = {mutant.name: mutant for mutant in _ALL}
+assert len(MUTANTS) == len(_ALL), "two mutants have one name"
 
 
 def main() -> int:

@@ -15,9 +15,10 @@ the other one out.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal, NamedTuple, Protocol, final
+from typing import Final, Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from molva._base.clock import Clock
+from molva.messaging.errors import MessagingError
 from molva.messaging.message import Message
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Settlement",
     "SubscriptionDriver",
     "SubscriptionStat",
+    "TellsRoom",
     "Token",
     "TopicDriver",
     "TopicStat",
@@ -338,8 +340,8 @@ class TopicDriver(Protocol):
         """How many messages may wait; None where nothing bounds them."""
         ...
 
-    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Store messages in their order; STORED or FULL for each, in that order.
+    async def send_batch(self, messages: Sequence[Message]) -> "Sequence[Outcome | MessagingError]":
+        """Store messages in their order; STORED, FULL or its error for each, in that order.
 
         STORED means that the message has reached what ``survives`` says. What is FULL
         stands behind what is STORED: room is given to the first.
@@ -363,6 +365,21 @@ class TopicDriver(Protocol):
 
     async def close(self) -> None:
         """Release everything. Called once."""
+        ...
+
+
+@runtime_checkable
+class TellsRoom(Protocol):
+    """What a sender's driver may have besides: it tells when what is full has room again.
+
+    Where a driver cannot tell, a sender that waits for room looks now and then.
+    """
+
+    async def wait_for_room(self, *, wait: float) -> bool:
+        """Return True as soon as a message may fit, or False after ``wait`` seconds.
+
+        May be cancelled at any point.
+        """
         ...
 
 
@@ -447,7 +464,7 @@ class QueueDriver(ConsumerDriver, Protocol):
         """How many messages may wait; None where nothing bounds them."""
         ...
 
-    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
+    async def send_batch(self, messages: Sequence[Message]) -> "Sequence[Outcome | MessagingError]":
         """Store messages in their order; see ``TopicDriver.send_batch``.
 
         With ``overflow=drop-oldest`` nothing is FULL: what waited longest, and is held by

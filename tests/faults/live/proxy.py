@@ -22,6 +22,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
+from tests.brokers.ports import free_ports
+
 __all__ = ["Faults", "Proxy"]
 
 _CHUNK: Final = 65_536
@@ -87,10 +89,11 @@ class Proxy:
     """
 
     def __init__(self, upstream: int, *, seed: int) -> None:
-        self.port = 0
+        # Not one that the system hands out: while we refuse, it would be given to others.
+        [self.port] = free_ports(1)
         self._faults = Faults()
         self.connections = 0  # so far
-        self._upstream = upstream
+        self.upstream = upstream
         self._random = random.Random(seed)
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
@@ -108,10 +111,9 @@ class Proxy:
             link.answered = 0
 
     async def start(self) -> None:
-        """Listen, on the port of before if there was one."""
+        """Listen, again on the same port."""
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, _HOST, self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
         """Stop listening and reset what is open, until ``start``."""
@@ -143,7 +145,7 @@ class Proxy:
         self._links.add(link)
         try:
             try:
-                up_reader, up_writer = await asyncio.open_connection(_HOST, self._upstream)
+                up_reader, up_writer = await asyncio.open_connection(_HOST, self.upstream)
             except OSError:
                 link.close(reset=True)  # as a client sees a service that has just died
                 return
