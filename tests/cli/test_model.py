@@ -1,6 +1,7 @@
 """``molva model``: what it prints, and what it ends with."""
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -140,6 +141,24 @@ def test_reading_and_closed_forms_load_no_library() -> None:
     )
 
     assert result.stdout.strip() == "[]"
+
+
+def cpu_seconds(*command: str) -> float:
+    """Return the processor time of a command, which a busy machine does not change much."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_importing_costs_less_than_0_3_s() -> None:
+    assert min(cpu_seconds("-c", "import molva.queueing") for _ in range(3)) < 0.3
+
+
+def test_a_closed_form_costs_less_than_0_7_s() -> None:
+    command = ("-m", "molva", "model", "M(2.2/s)/M(1s)/2/5")
+
+    assert min(cpu_seconds(*command) for _ in range(3)) < 0.7
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:

@@ -30,7 +30,13 @@ from molva.queueing.model import (
     Sinusoid,
 )
 
-positive = st.fractions(min_value=Fraction(1, 10**9), max_value=10**6)
+positive = st.fractions(min_value=Fraction(1, 10**9), max_value=10**6) | st.builds(
+    # Decimals that end, some of them late.
+    lambda above, twos, fives: Fraction(above, 2**twos * 5**fives),
+    st.integers(1, 10**9),
+    st.integers(0, 30),
+    st.integers(0, 12),
+)
 forms = st.sampled_from(["time", "rate"])
 scvs = st.fractions(min_value=0, max_value=1000)
 laws: st.SearchStrategy[Distribution] = st.one_of(

@@ -290,13 +290,41 @@ def test_an_approximation_is_within_the_error_that_it_states(id_: str) -> None:
 
     assert state.road == "approximation"
     assert state.error is not None
-    of_wait, of_loss = (0.04, 0.12) if "loss" in case["values"] else (0.09, 0.0)
+    of_wait, of_loss = (0.04, 0.12) if "loss" in case["values"] else (0.14, 0.0)
     assert f"wait within {of_wait * 100:.0f} %" in state.error
     if "Wq" in case["values"]:
         assert state.mean_wait == pytest.approx(case["values"]["Wq"], rel=of_wait)
+    if "Pw" in case["values"]:
+        assert "probability of waiting within 28 %" in state.error
+        assert state.probability_of_waiting == pytest.approx(case["values"]["Pw"], rel=0.28)
     if "loss" in case["values"]:
         assert f"loss within {of_loss * 100:.0f} %" in state.error
         assert state.loss_probability == pytest.approx(case["values"]["loss"], rel=of_loss)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "D(1.8/s)/M(1s)/2/inf",
+        "D(0.8/s)/M(1s)/1/inf",
+        "E4(3.2/s)/M(1s)/4/inf",
+        "U(0s,2.2s)/M(1s)/1/inf",
+        "H2(mean=18/s,scv=2.25)/M(1s)/20/inf",
+        "H2(mean=1.6/s,scv=4)/M(1s)/2/inf",
+        "M(4.5/s)/D(1s)/5/inf",
+        "M(9/s)/D(1s)/10/inf",
+        "M(0.8/s)/E2(1s)/1/inf",
+        "M(0.7/s)/H2(mean=1s,scv=4)/1/inf",
+    ],
+)
+def test_an_approximation_is_as_close_to_an_exact_method_as_it_states(spec: str) -> None:
+    exact, near = analyse(spec), analyse(spec, method="two-moments")
+
+    assert "percentiles from p90 on within 19 %" in (near.error or "")
+    assert near.mean_wait == pytest.approx(exact.mean_wait, rel=0.14)
+    assert near.probability_of_waiting == pytest.approx(exact.probability_of_waiting, rel=0.28)
+    for share in (0.9, 0.99, 0.999):
+        assert near.wait_percentile(share) == pytest.approx(exact.wait_percentile(share), rel=0.19)
 
 
 def test_every_case_is_used() -> None:

@@ -399,6 +399,9 @@ def test_a_wave_without_amplitude_is_the_stationary_station(spec: str) -> None:
     assert flat.loss_probability == pytest.approx(still.loss_probability, rel=1e-6)
     assert flat.mean_wait == pytest.approx(still.mean_wait, rel=1e-6, abs=1e-9)
     assert flat.wait_percentile(0.99) == pytest.approx(still.wait_percentile(0.99), rel=1e-6)
+    assert flat.time_in_system_percentile(0.9) == pytest.approx(
+        still.time_in_system_percentile(0.9), rel=1e-6
+    )
 
 
 def test_averages_mislead() -> None:

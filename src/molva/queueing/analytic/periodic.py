@@ -117,8 +117,32 @@ def solve(model: Model) -> SteadyState:
         mean_waiting=waiting,
         mean_in_system=in_system,
         wait=(wait if q else nothing_waits()) if fifo else None,
+        time_in_system=_sojourn(places, beyond, n, mu) if fifo else None,
         output=Flow(throughput, is_poisson=False),
         refusals=Flow(arrival * loss, is_poisson=False),
+    )
+
+
+def _sojourn(places: list[float], beyond: list[float], n: int, mu: float) -> Tail:
+    """Return the time in system where place m, from 1, is taken with probability places[m−1].
+
+    A job is there after i departures if it still waits, or began at the m-th and was none of
+    the i − m since, each with the probability (n−1)/n; see ``birth_death``.
+    """
+    stay = (n - 1) / n
+    held = [0.0]
+    for probability in places:
+        held.append(held[-1] * stay + probability)
+    last = len(places)
+
+    def present(i: int) -> float:
+        if i <= last:
+            return beyond[i] + held[i]
+        return held[last] * stay ** (i - last)
+
+    straight = 1 - sum(places)
+    return Tail(
+        lambda t: straight * math.exp(-mu * t) + _poisson.expectation(n * mu * t, present), 1 / mu
     )
 
 
