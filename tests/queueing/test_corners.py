@@ -154,6 +154,8 @@ def test_a_full_schedule_without_variation_is_stable() -> None:
         ("sin(level=1/s,amplitude=U(0/s,1/s),period=1h)/M(1s)/1", None, "no analysis computes"),
         ("2*M(1/s)/M(1s)/1", None, "no analysis computes"),
         ("E2(1/s)/bulk(4, 1ms + 1ms*k)/1/inf", None, "no analysis computes"),
+        ("D(1ms)/D(2ms)/1/1000000", None, "fewer waiting places"),
+        ("D(1000003/s)/D(7.000001us)/7/3", None, "does not repeat"),
         ("M(1/s)/bulk(999, 1ms + 1ms*k)/1/inf", None, "at most 2500"),
     ],
 )

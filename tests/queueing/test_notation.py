@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from molva.queueing import Model, ModelError, NotationError, TraceError
+from molva.queueing import Model, ModelError, NotationError, ParameterError, TraceError
 from molva.queueing.distributions import (
     Deterministic,
     Distribution,
@@ -128,6 +128,9 @@ def test_numbers_are_what_is_written_and_not_the_double_next_to_it() -> None:
         ("H2(mean=1s,svc=2)/M(1s)/1", 11, "did you mean 'scv'?"),
         ("H2(mean=1s)/M(1s)/1", 10, "also needs scv="),
         ("U(2s,1s)/M(1s)/1", 0, "from the smaller time to the larger"),
+        ("M(1e999/s)/M(1s)/1", 2, "between 1e-30 and 1e30"),
+        ("M(1e-31s)/M(1s)/1", 2, "between 1e-30 and 1e30"),
+        ("E20000(2s)/M(1s)/1", 0, "beyond, write D"),
         ("E0(2s)/M(1s)/1", 0, "at least 1 phase"),
         ("M(8/s)/M(1sec)/1", 10, "ends in one of"),
         ("M(8/s)", 6, "a model is A/B/n or A/B/n/q; found the end"),
@@ -154,6 +157,14 @@ def test_an_error_is_one_sentence_that_points(text: str, position: int, words: s
 def test_any_text_is_a_model_or_a_model_error(text: str) -> None:
     with contextlib.suppress(ModelError):
         Model.parse(text)
+
+
+@pytest.mark.parametrize(("servers", "waiting"), [(0, 0), (2.5, 0), (1, -1), (1, 0.5)])
+def test_counts_are_whole_in_python_too(servers: float, waiting: float) -> None:
+    law = Exponential(Fraction(1))
+
+    with pytest.raises(ParameterError, match=r"not|given"):
+        Model(Renewal(law), law, servers, waiting)  # type: ignore[arg-type]
 
 
 class TestKendall:

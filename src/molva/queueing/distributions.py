@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 from molva.queueing.errors import MissingLibraryError, ParameterError, TraceError
 from molva.queueing.quantities import UNITS, Form, number_text, rate_text, time_text
@@ -39,6 +39,10 @@ __all__ = [
     "as_deterministic",
     "as_exponential",
 ]
+
+
+# Phases of an Erlang time: its transform is a sum over them, and its scv is then 1e-4.
+_MOST_PHASES: Final = 10_000
 
 
 class Distribution(Protocol):
@@ -169,6 +173,10 @@ class Erlang:
         _require_positive("a mean time", self.mean)
         if self.phases < 1:
             raise ParameterError(f"E needs at least 1 phase, as in E2; it has {self.phases}")
+        if self.phases > _MOST_PHASES:
+            raise ParameterError(
+                f"E has at most {_MOST_PHASES} phases, not {self.phases}; beyond, write D"
+            )
 
     @property
     def scv(self) -> Fraction:

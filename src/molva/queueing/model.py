@@ -212,6 +212,9 @@ class Model:
     discipline: Discipline = "fifo"
 
     def __post_init__(self) -> None:
+        for what, count in (("servers", self.servers), ("waiting places", self.waiting)):
+            if count is not None and not isinstance(count, int):
+                raise ParameterError(f"the number of {what} is whole, not {count}")
         if self.servers is not None and self.servers < 1:
             raise ParameterError(f"a station has at least 1 server; it is given {self.servers}")
         if self.waiting is not None and self.waiting < 0:

@@ -81,7 +81,10 @@ _WORD: Final = re.compile(r"[A-Za-zµ]+\d*")
 _UNIT: Final = re.compile(r"[A-Za-zµ]+")
 
 # A count: without the ratio of NUMBER, because in 2/10 the slash separates n from q.
-_DECIMAL: Final = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
+_DECIMAL: Final = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d{1,3})?")
+
+# Numbers beyond overflow in their third moments, and mean nothing as times.
+_LARGEST: Final = Fraction(10**30)
 
 
 def parse(text: str) -> Model:
@@ -403,9 +406,12 @@ class _Reader:
             self.fail(f"{what} is expected here, not {self.text[at : at + 12]!r}")
         self.at = match.end()
         try:
-            return exact(match.group()), at
+            number = exact(match.group())
         except ZeroDivisionError:
             self.fail(f"{match.group()} divides by 0", at)
+        if number and not 1 / _LARGEST <= abs(number) <= _LARGEST:
+            self.fail("a number lies between 1e-30 and 1e30", at)
+        return number, at
 
     def require_unit(self, number: Fraction, at: int, *, rate_too: bool) -> None:
         self.skip()

@@ -28,7 +28,7 @@ UNITS: Final = {
 
 # A decimal, or a ratio of two: 7/3. In 8/s the slash belongs to the unit, because no digit
 # follows it.
-NUMBER: Final = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?(?:/\d+(?:\.\d+)?)?")
+NUMBER: Final = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d{1,3})?(?:/\d+(?:\.\d+)?)?")
 
 _TIME_UNITS: Final = ("s", "ms", "us", "ns", "min", "h")
 _RATE_UNITS: Final = ("s", "min", "h", "ms")

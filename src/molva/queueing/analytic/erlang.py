@@ -10,6 +10,9 @@ __all__ = ["erlang_b", "erlang_c", "load_at_loss"]
 # Terms of a continued fraction that are enough for a load ≥ 1: some 60 are used at 1.
 _TERMS: Final = 10_000
 
+# Servers up to which the recursion takes some seconds.
+_MOST_SERVERS: Final = 20_000_000
+
 
 def erlang_b(load: float, servers: float) -> float:
     """Return the share of jobs that M/G/n/0 refuses, Erlang's B.
@@ -34,6 +37,8 @@ def erlang_b(load: float, servers: float) -> float:
         raise ParameterError(f"an offered load is above 0 and finite; it is {load}")
     if not (servers >= 0 and math.isfinite(servers)):
         raise ParameterError(f"a number of servers is at least 0 and finite; it is {servers}")
+    if servers > _MOST_SERVERS:
+        raise ParameterError(f"at most {_MOST_SERVERS:,} servers are computed, not {servers:,}")
     whole = math.floor(servers)
     fraction = servers - whole
     inverse = _inverse_below_one(load, fraction) if fraction else 1.0

@@ -5,6 +5,7 @@ meet: sums of floats lose one tie in twenty, and with it the answer. At the same
 departure comes before an arrival, and jobs that arrive together are admitted one by one.
 """
 
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ __all__ = ["METHOD", "Schedule", "applies", "schedule", "solve"]
 METHOD: Final = "schedule"
 _SOURCE: Final = "played in exact ticks over one period; a departure comes before an arrival"
 
-# Arrival instants that are played before the search for a period is given up: a second or so.
-# Periods are that long only where gap and service time have no common measure to speak of.
-_MOST_INSTANTS: Final = 300_000
+# Unfinished jobs that are looked at, over all arrivals, before the search for a period is given
+# up: a few seconds, and a hundred megabytes. So long are periods only where gap and service
+# time have no common measure to speak of, or where a large room has yet to fill.
+_MOST_LOOKS: Final = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,11 @@ def schedule(model: Model) -> Schedule:
     step = int(gap / tick)
     seen: dict[tuple[int, ...], int] = {}
     waits: list[list[int | None]] = []
-    for instant in range(_MOST_INSTANTS):
+    looks = 0
+    for instant in itertools.count():
+        looks += 1 + len(station.begins)
+        if looks > _MOST_LOOKS:
+            break
         state = station.state()
         if state in seen:
             first = seen[state]
@@ -117,8 +123,8 @@ def schedule(model: Model) -> Schedule:
         waits.append([station.arrive() for _ in range(batch)])
         station.pass_time(step)
     raise NoAnalysisError(
-        f"{model} does not repeat within {_MOST_INSTANTS} arrivals; give both times as multiples "
-        "of a common unit"
+        f"{model} does not repeat within {instant} arrivals; give both times as multiples of a "
+        "common unit, or fewer waiting places"
     )
 
 
