@@ -160,6 +160,28 @@ def test_erlang_b_between_whole_numbers_is_its_integral(load: float, servers: fl
     assert erlang_b(load, servers) == pytest.approx(1 / inverse, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "spec", ["M(8/s)/M(0.2s)/2/inf", "M(8/s)/M(0.2s)/inf", "M(8/s)/U(0s,2s)/inf"]
+)
+def test_what_enters_as_poisson_leaves_as_poisson_where_burke_and_mirasol_say(spec: str) -> None:
+    state = analyse(spec)
+    assert state.output is not None
+
+    assert (state.output.is_poisson, state.output.scv, state.output.peakedness) == (True, 1, 1)
+    assert state.output.rate == pytest.approx(8)
+    assert state.refusals is None or state.refusals.rate == 0
+
+
+@pytest.mark.parametrize(("order", "factor"), [("lifo", 1 / (1 - 0.8)), ("random", 2 / (2 - 0.8))])
+def test_the_order_changes_the_spread_and_not_the_mean(order: str, factor: float) -> None:
+    first = analyse("M(2.4/s)/M(1s)/3/inf")
+    other = analyse(f"M(2.4/s)/M(1s)/3/inf/{order}")
+    assert first.mean_squared_wait is not None
+
+    assert other.mean_wait == first.mean_wait
+    assert other.mean_squared_wait == pytest.approx(first.mean_squared_wait * factor)
+
+
 def phases_of_service(law: str) -> tuple[Matrix, Matrix, Matrix]:
     """Return start, chain and rates of leaving of a service time with mean 1."""
     if law == "E2(1s)":
