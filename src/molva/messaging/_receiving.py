@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from dataclasses import dataclass
 from typing import Final, cast, final
 
+from molva._base.outage import Outage
 from molva.messaging._ahead import Ahead
 from molva.messaging._batching import Batcher
 from molva.messaging._leases import LeaseKeeper
@@ -27,7 +28,12 @@ from molva.messaging.driver import (
     RawDelivery,
     Settlement,
 )
-from molva.messaging.errors import LeaseLostError, MessagingError, UnavailableError
+from molva.messaging.errors import (
+    BrokenBrokerError,
+    LeaseLostError,
+    MessagingError,
+    UnavailableError,
+)
 
 __all__ = ["ReceiveCounters", "Receiving"]
 
@@ -51,6 +57,8 @@ class ReceiveCounters:
         lost: Settlements that came too late, because a lease had run out.
         handled, failed: Handlers that ``run`` ran to their end, and those that raised.
         handler_seconds: Time spent in handlers.
+        unavailable: Receives that failed because the broker could not be reached; ``run`` and
+            iterating try again.
     """
 
     received: int = 0
@@ -64,6 +72,7 @@ class ReceiveCounters:
     handled: int = 0
     failed: int = 0
     handler_seconds: float = 0.0
+    unavailable: int = 0
 
 
 class Receiving(Opened):
@@ -80,6 +89,12 @@ class Receiving(Opened):
         self._settles_first = self._url.delivery == "at-most-once"
         self._leased = driver.capabilities.holding != "lane"
         self._stopping = asyncio.Event()
+        self._outage = Outage(
+            f"{self.name}: nothing can be received",
+            logger=_logger,
+            stopping=self._stopping,
+            clock=self._clock,
+        )
         self._drain_seconds: float | None = None
         self.received = ReceiveCounters()
         # Where each settlement is a write, those of many tasks share one. Lanes settle in
@@ -109,9 +124,13 @@ class Receiving(Opened):
         while True:
             try:
                 raw = await receive(wanted, wait=wait)
+            except UnavailableError:
+                self.received.unavailable += 1
+                raise
             except MessagingError:
                 raise
             except Exception as error:
+                self.received.unavailable += 1
                 raise UnavailableError(f"{self._url}: {error}") from error
             self._check_open()  # closed while we waited
             if not raw:
@@ -196,14 +215,37 @@ class Receiving(Opened):
             raise LeaseLostError(lost[0].message.id, attempt=lost[0].attempt)
         return lost
 
+    @contextlib.asynccontextmanager
+    async def keeping(self, deliveries: Sequence[Delivery]) -> AsyncIterator[None]:
+        """Keep the leases of deliveries alive for as long as the block runs.
+
+        For those that came by ``receive``; ``run`` and iterating do it by themselves. One
+        that is lost all the same is marked so: ``Delivery.lost``. Does nothing where a
+        consumer owns what it holds.
+
+        Args:
+            deliveries: What is worked on; those that are settled meanwhile are let go.
+        """
+        self._check_open()
+        keeper = self._keeper()
+        for delivery in deliveries:
+            keeper.hold(delivery)
+        try:
+            yield
+        finally:
+            await keeper.close()
+
     async def __aiter__(self) -> AsyncIterator[Delivery]:
-        """Yield deliveries one after the other, until ``stop`` or ``close``."""
+        """Yield deliveries one after the other, until ``stop`` or ``close``.
+
+        A broker that goes away is tried again until it is back, as ``run`` does.
+        """
         held: deque[Delivery] = deque()
         ahead = Ahead(1, leased=self._leased, limit=self._url.prefetch)
         keeper = self._keeper()
         try:
             while not self._stopping.is_set():
-                for delivery in await self._receive_or_stop(ahead.size):
+                for delivery in await self._receive_patiently(ahead.size):
                     held.append(delivery)
                     keeper.hold(delivery)
                 while held and not self._stopping.is_set():
@@ -234,6 +276,10 @@ class Receiving(Opened):
         which hold up no other key. Leases are kept alive meanwhile. Cancelling cancels the
         handlers too, and gives their messages back.
 
+        A broker that goes away is tried again, with growing pauses, until it is back; the log
+        says when, and ``received.unavailable`` counts the tries. Handlers under way go on;
+        what they could not settle comes again.
+
         Args:
             handler: Called with each delivery.
             concurrency: How many handlers may run at once, ≥ 1.
@@ -241,7 +287,9 @@ class Receiving(Opened):
                 None lets it take as long as it takes.
 
         Raises:
-            UnavailableError: The broker cannot be reached now.
+            BrokenBrokerError: This process must not use the broker again; another one goes on.
+            IncompatibleBrokerError: What is stored there is damaged.
+            NotFoundError: What was opened has been removed.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency={concurrency} is refused; at least 1 is accepted")
@@ -265,7 +313,7 @@ class Receiving(Opened):
         with watched():
             try:
                 while room := await runner.room():
-                    for delivery in await self._receive_or_stop(room):
+                    for delivery in await self._receive_patiently(room):
                         runner.start(delivery)
             except asyncio.CancelledError:
                 runner.cancel()
@@ -426,6 +474,21 @@ class Receiving(Opened):
             return await self._extend(held, self._takes_from.lease or 0.0)
 
         return LeaseKeeper(extend, lease=self._takes_from.lease, clock=self._clock)
+
+    async def _receive_patiently(self, limit: int) -> list[Delivery]:
+        """Receive as soon as the broker can be reached; return nothing once we are stopped."""
+        while True:
+            try:
+                found = await self._receive_or_stop(limit)
+            except BrokenBrokerError:
+                raise  # passes only with this process
+            except UnavailableError as error:
+                if not await self._outage.wait(error):
+                    return []
+            else:
+                if not self._stopping.is_set():
+                    self._outage.over()
+                return found
 
     async def _receive_or_stop(self, limit: int) -> list[Delivery]:
         """Receive, but return nothing as soon as somebody stops us."""
