@@ -1,4 +1,4 @@
-"""Brokers that go away for longer than a receive waits, under ``run``, ``async for`` and leases."""
+"""Brokers that go away for longer than one call waits: under ``run``, ``async for`` and sends."""
 
 import asyncio
 import contextlib
@@ -15,9 +15,11 @@ from molva.messaging import (
     Delivery,
     IncompatibleBrokerError,
     Message,
+    MessageTooLargeError,
     MessagingError,
     Queue,
     Subscription,
+    Topic,
     UnavailableError,
     open_queue,
     open_subscription,
@@ -220,6 +222,79 @@ async def test_the_log_tells_once_that_a_broker_went_and_once_that_it_came(
     assert "connection refused" in told[0]
     assert "t/s" in told[0]
     assert "over after" in told[1]
+
+
+class Slow:
+    """A driver in memory whose sends take ``seconds`` and then fail, while ``error`` is set."""
+
+    def __init__(self, driver: Any, clock: ManualClock, seconds: float) -> None:
+        self._driver = driver
+        self._clock = clock
+        self.seconds = seconds
+        self.error: Exception | None = None
+
+    async def send_batch(self, messages: Sequence[Message]) -> Any:
+        if self.error is None:
+            return await self._driver.send_batch(messages)
+        await self._clock.sleep(self.seconds)
+        raise self.error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+
+async def _sends_during_an_outage(
+    name: str, seconds: float, error: Exception
+) -> tuple["asyncio.Task[None]", "asyncio.Task[None]", Topic, Any, ManualClock]:
+    """Send one message into an outage, and another half way through its call."""
+    clock = ManualClock()
+    url = BrokerURL.parse(f"memory://{name}?topic=t")
+    driver: Any = Slow(await memory.open_topic(url, clock=clock), clock, seconds)
+    topic = Topic(driver, url, clock=clock, tracing=None)
+    driver.error = error
+    first = asyncio.create_task(topic.send(Message(b"first")))
+    await asyncio.sleep(0.01)
+    await clock.pass_time(seconds / 2)
+    behind = asyncio.create_task(topic.send(Message(b"behind")))
+    await asyncio.sleep(0.01)
+    await clock.pass_time(seconds / 2 + 0.01)
+    await asyncio.sleep(0.01)
+    assert first.done()
+    return first, behind, topic, driver, clock
+
+
+async def test_what_waits_behind_a_call_that_ran_out_of_time_does_not_wait_as_long_again() -> None:
+    gone = UnavailableError("no answer in time")
+    first, behind, topic, driver, _ = await _sends_during_an_outage("behind", 10.0, gone)
+
+    assert behind.done(), "it would wait for another ten seconds"
+    for sent in (first, behind):
+        with pytest.raises(UnavailableError):
+            sent.result()
+    assert topic.counters.failed == 2
+    driver.error = None
+    await topic.send(Message(b"after"))
+    await topic.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [(0.5, UnavailableError("refused")), (10.0, MessageTooLargeError(2, 1))],
+)
+async def test_what_waits_behind_another_failure_has_a_try_of_its_own(
+    seconds: float, error: MessagingError
+) -> None:
+    name = f"own-{seconds:g}"
+    first, behind, topic, _, clock = await _sends_during_an_outage(name, seconds, error)
+
+    with pytest.raises(type(error)):
+        first.result()
+    assert not behind.done()
+    await clock.pass_time(seconds)
+    await asyncio.wait([behind])
+    with pytest.raises(type(error)):
+        behind.result()
+    await topic.close()
 
 
 # Real servers -------------------------------------------------------------------------------

@@ -386,7 +386,9 @@ async def test_a_ledger_away_for_many_leases_makes_no_dead_letter(tmp_path: Path
         url = with_options(broker.url, topic="ratings")
         topic = await open_topic(url)
         catalog = await open_catalog(f"sqlite://{tmp_path}/catalog.db")
-        subscriptions, ledgers, workers = [], [], []
+        subscriptions: list[Subscription] = []
+        ledgers: list[Ledger] = []
+        workers: list[Worker] = []
         for _ in range(attempts + 2):
             subscriptions.append(
                 await open_subscription(with_options(url, subscription="process", lease=str(lease)))
@@ -426,5 +428,7 @@ async def test_a_ledger_away_for_many_leases_makes_no_dead_letter(tmp_path: Path
         for worker in workers:
             worker.stop()
         await asyncio.gather(*running)
-        for opened in (*subscriptions, *ledgers, topic, catalog):
-            await opened.close()
+        await asyncio.gather(*(subscription.close() for subscription in subscriptions))
+        await asyncio.gather(*(ledger.close() for ledger in ledgers))
+        await topic.close()
+        await catalog.close()
