@@ -18,9 +18,13 @@ from tests.conftest import MolvaProcess, StartMolva
 # pauses of the worker, which grow to five seconds: see docs/reliability.md.
 AWAY = 8.0
 
-# Seconds for which a broker is away: longer than Kafka's client keeps what it could not send
-# (10 s) and than any receive waits by itself (5 s).
-BROKER_AWAY = 15.0
+# Broker, ledger, and seconds for which the broker is away: longer than Kafka's client keeps what
+# it could not send (10 s), and twice as long as a receive waits by itself (5 s). A minute was
+# tried by hand: docs/reliability.md.
+PAIRS = [
+    pytest.param(private_kafka, private_redis, 15.0, id="kafka-redis"),
+    pytest.param(private_redis, private_postgresql, 12.0, id="redis-postgresql"),
+]
 # Seconds within which every request must have its answer: what a broker has for storing, 10 s,
 # and a busy machine.
 LONGEST_ANSWER = 12.0
@@ -126,22 +130,20 @@ def processes(molva: MolvaProcess) -> dict[int, int]:
     }
 
 
-@pytest.mark.parametrize("pair", ["kafka to redis", "redis to postgresql"])
+@pytest.mark.parametrize(("broker_kind", "ledger_kind", "away"), PAIRS)
 def test_a_broker_that_is_killed_costs_503s_and_nothing_else(
-    pair: str, start_molva: StartMolva
+    broker_kind: Callable[[], "contextlib.AbstractContextManager[Server]"],
+    ledger_kind: Callable[[], "contextlib.AbstractContextManager[Server]"],
+    away: float,
+    start_molva: StartMolva,
 ) -> None:
-    broker_kind, ledger_kind = (
-        (private_kafka, private_redis)
-        if pair == "kafka to redis"
-        else (private_redis, private_postgresql)
-    )
     with broker_kind() as broker, ledger_kind() as ledger:
         molva = start_molva("--workers", "2", "--broker", broker.url, "--ledger", ledger.url)
         with Load(molva) as load:
             load.wait_accepted(200)
             before = processes(molva)
             broker.kill()
-            away_until = time.monotonic() + BROKER_AWAY
+            away_until = time.monotonic() + away
             grown = 0
             while time.monotonic() < away_until:
                 time.sleep(0.5)
@@ -149,17 +151,8 @@ def test_a_broker_that_is_killed_costs_503s_and_nothing_else(
                 grown = max(grown, *(now.get(pid, 0) - size for pid, size in before.items()))
             accepted, refused = load.accepted, load.refused
             broker.start()
-            began = time.monotonic()
-            load.wait_accepted(200)
-            again = time.monotonic() - began
+            load.wait_accepted(200, seconds=60.0)
         found = molva.wait_counted(load.accepted, seconds=60.0)
-        counted = time.monotonic() - began
-        after = processes(molva)
-        print(
-            f"{pair}: away {BROKER_AWAY:g} s; {load.accepted} accepted, {load.refused} answers of "
-            f"503, the slowest answer {load.longest:.1f} s; 200 more accepted {again:.1f} s after "
-            f"its return, all counted {counted:.1f} s after; grown by {grown / 1e6:.1f} MB"
-        )
 
         assert load.wrong == []
         assert refused > 0
@@ -167,7 +160,7 @@ def test_a_broker_that_is_killed_costs_503s_and_nothing_else(
         assert load.longest < LONGEST_ANSWER
         assert grown < GROWTH
         assert found["count"] == load.accepted
-        assert after.keys() == before.keys(), molva.log
+        assert processes(molva).keys() == before.keys(), molva.log
         assert molva.stop() == 0
 
 
