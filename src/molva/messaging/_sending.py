@@ -276,15 +276,14 @@ class Sending(Opened):
 
         Where the broker has not answered for as long as it is given, what waited behind that
         call has waited nearly as long. Its senders are told now: in a call of its own it
-        would wait the same time again, and twice what a caller was promised.
+        would wait the same time again, and twice what a caller was promised. One message
+        that met this is enough: others of the call were stored before the broker went.
         """
         for result in results:
-            if not isinstance(result, UnavailableError):
-                return None
-        self.counters.failed += self._sends.waiting
-        first = results[0]
-        assert isinstance(first, UnavailableError)
-        return first
+            if isinstance(result, UnavailableError):
+                self.counters.failed += self._sends.waiting
+                return result
+        return None
 
     async def _overflowing(
         self, messages: list[Message], found: Sequence[Outcome | MessagingError]
