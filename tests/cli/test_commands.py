@@ -460,7 +460,7 @@ class TestDoctor:
         ("broker", "said"),
         [
             ("pulsar://ann:s3cret@host:6650", "unknown scheme 'pulsar'"),
-            ("redis://ann:s3cret@127.0.0.1:1", "redis://ann:***@127.0.0.1:1"),
+            ("redis://ann:s3cret@127.0.0.1:1", "redis://127.0.0.1:1/0"),
             ("kafka://ann:s3cret@127.0.0.1:1", "kafka://ann:***@127.0.0.1:1"),
         ],
     )
