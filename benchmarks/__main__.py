@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
+from benchmarks.kafka import kafka
 from benchmarks.ledger import ledger
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
@@ -18,6 +19,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "messaging": messaging,
     "queues": queues,
     "ledger": ledger,
+    "kafka": kafka,
 }
 
 

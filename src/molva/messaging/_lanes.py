@@ -44,6 +44,7 @@ __all__ = [
     "MAX_LANES",
     "LaneReader",
     "LaneToken",
+    "Mark",
     "Scan",
     "Watermark",
     "lane_of",
@@ -90,6 +91,17 @@ class Watermark(NamedTuple):
     lane: int
     offset: int
     settled: int
+
+
+class Mark(NamedTuple):
+    """What is to be written of a lane: its watermark, and its deaths beside it.
+
+    ``epoch`` tells whether the lane is still the same one when the write is over.
+    """
+
+    watermark: Watermark
+    deaths: int
+    epoch: int
 
 
 class Scan(NamedTuple):
@@ -269,6 +281,21 @@ class LaneReader:
 
     # Reading ----------------------------------------------------------------------------
 
+    def allowed(self, lane: int) -> int:
+        """Return how many more messages of a lane may be handed over now.
+
+        For drivers whose lanes are logs of their own, each read by itself; the others read
+        by ``next_scan``. Bounded for each lane too: behind a message that is not settled
+        the watermark stands still, and all that was settled meanwhile comes again after a
+        crash.
+        """
+        owned = self._lanes.get(lane)
+        if owned is None or owned.leaving or owned.nacked:
+            return 0
+        if owned.careful:
+            return min(1, self.room) if self._may_take_care() else 0
+        return max(0, min(self.room, self._max_open - len(owned.delivered)))
+
     def next_scan(self) -> Scan | None:
         """Return what to read next, or None where no lane may be read; but no careful one.
 
@@ -403,6 +430,40 @@ class LaneReader:
             for number in chosen
             if (lane := self._lanes[number]).watermark != lane.written
         ]
+
+    def marks(
+        self, *, begin: Iterable[int] = (), let_go: Iterable[int] = (), every: bool = False
+    ) -> list[Mark]:
+        """Return what to write, for drivers that write a lane's mark as a whole.
+
+        Args:
+            begin: Lanes to count one more death of; see ``uncounted``.
+            let_go: Lanes that are about to be let go of.
+            every: Also lanes of which nothing has changed.
+        """
+        begin, survived = self.uncounted(begin), set(self.survived(let_go))
+        found = []
+        for number, lane in self._lanes.items():
+            moved = lane.watermark != lane.written
+            if not (every or moved or number in begin or number in survived):
+                continue
+            proven = number in survived or lane.settled != lane.settled_written
+            deaths = (0 if proven else lane.deaths) + (number in begin)
+            mark = Watermark(number, lane.watermark, lane.settled)
+            found.append(Mark(mark, deaths, lane.epoch))
+        return found
+
+    def wrote(self, marks: Iterable[Mark], *, begin: Iterable[int] = ()) -> None:
+        """Take note that these marks were written; lanes lost meanwhile are passed over."""
+        same = [
+            mark.watermark
+            for mark in marks
+            if (lane := self._lanes.get(mark.watermark.lane)) is not None
+            and lane.epoch == mark.epoch
+        ]
+        self.written(same)
+        lanes = {mark.lane for mark in same}
+        self.counted(lane for lane in begin if lane in lanes)
 
     def written(self, watermarks: Iterable[Watermark]) -> None:
         """Take note that these were written down, with no deaths where more is settled."""

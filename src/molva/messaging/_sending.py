@@ -62,7 +62,9 @@ class _SendingDriver(Protocol):
     @property
     def capacity(self) -> int | None: ...
 
-    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]: ...
+    async def send_batch(
+        self, messages: Sequence[Message]
+    ) -> Sequence[Outcome | MessagingError]: ...
 
 
 class Sending(Opened):
@@ -213,7 +215,7 @@ class Sending(Opened):
     def _full(self) -> QueueFullError:
         return QueueFullError(self._sends_to.capacity or 0)
 
-    async def _send_batch(self, messages: list[Message]) -> Sequence[Outcome]:
+    async def _send_batch(self, messages: list[Message]) -> Sequence[Outcome | MessagingError]:
         counters = self.counters
         started = self._clock.monotonic()
         try:
@@ -231,18 +233,20 @@ class Sending(Opened):
         finally:
             counters.batches += 1
             counters.busy_seconds += self._clock.monotonic() - started
-        full = outcomes.count(Outcome.FULL)
-        if full:
+        stored = outcomes.count(Outcome.STORED)
+        counters.stored += stored
+        if stored < len(outcomes):
+            full, dropped = outcomes.count(Outcome.FULL), outcomes.count(Outcome.DROPPED)
             counters.refused_full += full
-        counters.stored += len(outcomes) - full
-        if self._overflow == "drop-newest":
-            dropped = outcomes.count(Outcome.DROPPED)
             counters.dropped += dropped
-            counters.stored -= dropped
+            counters.failed += len(outcomes) - stored - full - dropped
         return outcomes
 
-    async def _overflowing(self, messages: list[Message], outcomes: list[Outcome]) -> list[Outcome]:
+    async def _overflowing(
+        self, messages: list[Message], found: Sequence[Outcome | MessagingError]
+    ) -> list[Outcome | MessagingError]:
         """Decide about what did not fit."""
+        outcomes = list(found)
         if self._overflow == "drop-newest":
             return [Outcome.DROPPED if o is Outcome.FULL else o for o in outcomes]
         pause = _FIRST_PAUSE

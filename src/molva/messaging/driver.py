@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Final, Literal, NamedTuple, Protocol, final
 
 from molva._base.clock import Clock
+from molva.messaging.errors import MessagingError
 from molva.messaging.message import Message
 
 __all__ = [
@@ -338,8 +339,8 @@ class TopicDriver(Protocol):
         """How many messages may wait; None where nothing bounds them."""
         ...
 
-    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Store messages in their order; STORED or FULL for each, in that order.
+    async def send_batch(self, messages: Sequence[Message]) -> "Sequence[Outcome | MessagingError]":
+        """Store messages in their order; STORED, FULL or its error for each, in that order.
 
         STORED means that the message has reached what ``survives`` says. What is FULL
         stands behind what is STORED: room is given to the first.
@@ -447,7 +448,7 @@ class QueueDriver(ConsumerDriver, Protocol):
         """How many messages may wait; None where nothing bounds them."""
         ...
 
-    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
+    async def send_batch(self, messages: Sequence[Message]) -> "Sequence[Outcome | MessagingError]":
         """Store messages in their order; see ``TopicDriver.send_batch``.
 
         With ``overflow=drop-oldest`` nothing is FULL: what waited longest, and is held by

@@ -9,8 +9,8 @@ from molva.messaging._retry import Retries
 from molva.messaging._sending import Sending
 from molva.messaging._tracing import Tracing
 from molva.messaging.driver import QueueDriver, QueueStat
-from molva.messaging.errors import InvalidURLError
-from molva.messaging.url import BrokerURL, check_features, load_driver
+from molva.messaging.errors import InvalidURLError, UnsupportedFeatureError
+from molva.messaging.url import BrokerURL, check_features, drivers_with, load_driver
 
 __all__ = ["Queue", "open_queue"]
 
@@ -64,7 +64,12 @@ async def open_queue(
         raise InvalidURLError(f"{parsed}: names no queue; add ?queue=mails")
     module = load_driver(parsed)
     if not hasattr(module, "open_queue"):
-        raise InvalidURLError(f"{parsed}: {parsed.scheme}:// has topics only; add ?topic=ratings")
+        raise UnsupportedFeatureError(
+            f"{parsed}: {parsed.scheme}:// has topics only, ?topic=ratings: no message there can "
+            "be held by itself",
+            feature="by-message",
+            drivers=drivers_with("by-message", "queue"),
+        )
     driver = cast(QueueDriver, await module.open_queue(parsed, clock=clock))
     try:
         check_features(parsed, driver.capabilities, require, "queue")

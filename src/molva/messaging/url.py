@@ -68,6 +68,7 @@ Kind = Literal["topic", "queue"]
 
 # Scheme to (module, extra that brings its client library). The only global state here.
 _DRIVERS: Final[dict[str, tuple[str, str | None]]] = {
+    "kafka": ("molva.messaging.drivers.kafka", "kafka"),
     "memory": ("molva.messaging.drivers.memory", None),
     "sqlite": ("molva.messaging.drivers.sqlite", None),
 }

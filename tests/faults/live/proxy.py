@@ -90,7 +90,7 @@ class Proxy:
         self.port = 0
         self._faults = Faults()
         self.connections = 0  # so far
-        self._upstream = upstream
+        self.upstream = upstream
         self._random = random.Random(seed)
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
@@ -143,7 +143,7 @@ class Proxy:
         self._links.add(link)
         try:
             try:
-                up_reader, up_writer = await asyncio.open_connection(_HOST, self._upstream)
+                up_reader, up_writer = await asyncio.open_connection(_HOST, self.upstream)
             except OSError:
                 link.close(reset=True)  # as a client sees a service that has just died
                 return

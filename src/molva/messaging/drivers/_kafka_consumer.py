@@ -1,0 +1,365 @@
+"""Consuming: one thread that polls, whatever the loop is doing.
+
+librdkafka wants to be polled, or its consumer is taken for dead; and its callbacks for lanes
+that come and go must not return before that is done. So a thread of its own polls, hands
+records over many at a time, with one call into the loop, and asks the loop what to commit
+when lanes go. A handler that blocks the loop for minutes then costs no membership.
+
+Nothing is lost that is "on the way" into the loop: a record counts as read only once the
+loop has noted it, and only what was settled is ever committed.
+
+Back-pressure has two steps. Where the loop holds enough, the thread stops taking, for a
+moment: librdkafka goes on keeping what it has fetched. Where that takes longer, the loop
+pauses what is full, and the thread goes on polling; to resume then costs a fetch.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Protocol, final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+__all__ = ["FENCED", "Poller", "PollerEvents", "Position"]
+
+_logger: Final = logging.getLogger("molva.messaging")
+
+# Records that are handed over at a time. Fewer, and each costs a larger share of a call into
+# the loop; more, and the loop is held up while it notes them.
+_BATCH: Final = 1_000
+# Seconds that the thread waits for a record at a time. It wakes at once when one comes, but
+# not for what the loop asks of it, and confluent-kafka lets one thread at a time use a
+# consumer. So it waits briefly while something happens, when an answer is likely to be
+# wanted soon, and longer and longer while nothing does: how long closing an idle one takes.
+_SHORTEST_POLL: Final = 0.001
+_LONGEST_POLL: Final = 0.05
+# Seconds for which the thread stops taking before the loop is asked to pause what is full.
+_FULL: Final = 0.2
+_FULL_WAIT: Final = 0.005
+# Seconds that the brokers have for an answer about positions.
+_ANSWER: Final = 10.0
+
+# What Kafka answers to who was taken for dead: it must forget all that it holds.
+FENCED: Final = frozenset(
+    {
+        # Not ILLEGAL_GENERATION: a commit that crosses a rebalance gets it too, and then the
+        # lanes that stay are still ours.
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.FENCED_INSTANCE_ID,
+    }
+)
+
+# (topic, partition, next offset, metadata)
+Position = tuple[str, int, int, str]
+
+
+class PollerEvents(Protocol):
+    """What the thread tells the loop. All of it runs in the loop."""
+
+    def on_records(self, records: list[Any]) -> None:
+        """Records were read."""
+        ...
+
+    def on_owned(self, positions: Sequence[Position]) -> None:
+        """Partitions are ours now, from where they were committed; -1: from the beginning."""
+        ...
+
+    async def on_leaving(self, partitions: Sequence[tuple[str, int]]) -> list[Position]:
+        """Partitions are about to go; end what is under way, return what to commit."""
+        ...
+
+    def on_lost(self, partitions: Sequence[tuple[str, int]]) -> None:
+        """Partitions are somebody else's already."""
+        ...
+
+    def on_full(self) -> None:
+        """There has been no room for a while: pause what is full."""
+        ...
+
+    def on_error(self, error: KafkaError) -> None:
+        """Something went wrong, perhaps for a moment only."""
+        ...
+
+
+@final
+class Poller:
+    """A consumer, and the thread that polls it.
+
+    Args:
+        config: librdkafka's settings of the consumer.
+        topics: What to consume.
+        grace: Seconds that ``on_leaving`` may take.
+        events: Who is told.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], topics: Sequence[str], *, grace: float, events: PollerEvents
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events = events
+        self._topics = list(topics)
+        self._grace = grace
+        # Cleared while the loop has no room.
+        self.room: Final = threading.Event()
+        self.room.set()
+        # Whether this process stood still for longer than a session lasts: others may have
+        # been given what it holds. Whoever has found out sets it back.
+        self._still = False
+        self._session = config["session.timeout.ms"] / 1_000
+        # When the thread last went round; None while it waits for an answer.
+        self._seen_at: float | None = time.monotonic()
+        # Done when the consumer has joined its group, or could not.
+        self.joined: Final[asyncio.Future[None]] = self._loop.create_future()
+        self._closed = False
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        # What the loop wants done, by the thread.
+        self._asked: deque[Callable[[], object]] = deque()
+        self._committing: tuple[dict[tuple[str, int], int], asyncio.Future[None]] | None = None
+        self._consumer = Consumer(
+            {**config, "on_commit": self._on_commit, "error_cb": self._on_error}
+        )
+        self._thread = threading.Thread(target=self._run, name="molva-kafka-polls", daemon=True)
+        self._thread.start()
+
+    @property
+    def stood_still(self) -> bool:
+        """Whether this process stood still for longer than a session lasts."""
+        seen_at = self._seen_at
+        return self._still or (seen_at is not None and time.monotonic() - seen_at > self._session)
+
+    @stood_still.setter
+    def stood_still(self, still: bool) -> None:
+        self._still = still
+
+    async def commit(self, positions: Sequence[Position], *, timeout: float) -> None:
+        """Write positions down, one call at a time.
+
+        Raises:
+            KafkaException: They were not, or in part.
+            TimeoutError: No answer came.
+        """
+        expected = {(topic, partition): offset for topic, partition, offset, _ in positions}
+        answered = self._loop.create_future()
+        self._committing = (expected, answered)
+        offsets = list(map(_at, positions))
+        consumer = self._consumer
+
+        def commit() -> None:
+            try:
+                consumer.commit(offsets=offsets, asynchronous=True)
+            except KafkaException as error:
+                self._post(_answer, answered, error.args[0])
+
+        self._asked.append(commit)
+        try:
+            async with asyncio.timeout(timeout):
+                await answered
+        finally:
+            self._committing = None
+
+    def pause(self, partitions: Sequence[tuple[str, int]]) -> None:
+        """Read nothing more of these."""
+        self._asked.append(partial(self._toggle, self._consumer.pause, partitions))
+
+    def resume(self, partitions: Sequence[tuple[str, int]]) -> None:
+        """Go on reading these."""
+        self._asked.append(partial(self._toggle, self._consumer.resume, partitions))
+
+    async def seek(self, positions: Sequence[Position]) -> None:
+        """Go on reading from these positions; nothing that was read before comes after this."""
+        sought: asyncio.Future[None] = self._loop.create_future()
+
+        def seek() -> None:
+            try:
+                for position in positions:
+                    self._consumer.seek(_at(position))
+            except KafkaException as error:
+                self._post(_answer, sought, error.args[0])
+            else:
+                self._post(_answer, sought, None)
+
+        self._asked.append(seek)
+        await sought
+
+    async def close(self, *, timeout: float) -> None:
+        """Leave the group; what is not committed goes to others at once."""
+        self._closed = True
+        self.room.set()
+        await asyncio.wait([self._ended], timeout=timeout)
+
+    # In the thread ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        consumer = self._consumer
+        try:
+            consumer.subscribe(
+                self._topics,
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_lost,
+            )
+            poll = _SHORTEST_POLL
+            full_since: float | None = None
+            while not self._closed:
+                now = time.monotonic()
+                if self._seen_at is not None and now - self._seen_at > self._session:
+                    self._still = True
+                self._seen_at = now
+                while self._asked:
+                    self._asked.popleft()()
+                    poll = _SHORTEST_POLL
+                if not self.room.wait(0 if full_since is None else _FULL_WAIT):
+                    full_since = full_since or now
+                    if now - full_since < _FULL:
+                        continue
+                    if not self._post(self._events.on_full):
+                        return
+                full_since = None
+                first = consumer.poll(poll)
+                if first is None:
+                    poll = min(2 * poll, _LONGEST_POLL)
+                    continue
+                poll = _SHORTEST_POLL
+                if not self._hand_over([first, *consumer.consume(_BATCH - 1, 0.0)]):
+                    return
+        except Exception:
+            _logger.exception("a Kafka consumer's thread ended; open the subscription anew")
+        finally:
+            consumer.close()
+            self._post(_resolve, self._ended)
+
+    def _hand_over(self, records: list[Any]) -> bool:
+        """Hand records over, and errors among them; return whether there is a loop."""
+        for record in records:
+            if record.error() is not None:
+                break
+        else:
+            return self._post(self._events.on_records, records)
+        for record in records:
+            if record.error() is not None:
+                self._on_error(record.error())
+        good = [record for record in records if record.error() is None]
+        return self._post(self._events.on_records, good)
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._seen_at = None
+        found = consumer.committed(partitions, timeout=_ANSWER) if partitions else []
+        positions: list[Position] = []
+        for at in found:
+            offset, metadata = at.offset, at.metadata or ""
+            if offset >= 0:
+                offset = self._within(consumer, at)
+            positions.append((at.topic, at.partition, max(-1, offset), metadata))
+        self._post(self._events.on_owned, positions)
+        consumer.incremental_assign(
+            [TopicPartition(t, p, offset if offset >= 0 else -2) for t, p, offset, _ in positions]
+        )
+        self._post(_resolve, self.joined)
+
+    def _within(self, consumer: Consumer, at: TopicPartition) -> int:
+        """Return where to go on; say so where what was committed is not there any more."""
+        try:
+            low, high = consumer.get_watermark_offsets(at, timeout=_ANSWER)
+        except KafkaException:
+            return at.offset  # the check is no more than that
+        if at.offset < low:
+            _logger.error(
+                "%s: %d messages of partition %d were deleted by the topic's retention before "
+                "this subscription had settled them",
+                at.topic,
+                low - at.offset,
+                at.partition,
+            )
+            return low
+        if at.offset > high:
+            _logger.error(
+                "%s: partition %d ends at %d, before position %d of this subscription: the topic "
+                "was made anew, or lost its end; it is read from its beginning",
+                at.topic,
+                at.partition,
+                high,
+                at.offset,
+            )
+            return -1
+        return at.offset
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closed:
+            return  # what there was to commit was committed before
+        self._seen_at = None
+        names = [(at.topic, at.partition) for at in partitions]
+        leaving = self._events.on_leaving(names)
+        try:
+            asked = asyncio.run_coroutine_threadsafe(leaving, self._loop)
+        except RuntimeError:
+            leaving.close()
+            return  # the loop was closed: others begin where we last committed
+        try:
+            positions = asked.result(self._grace + 5.0)
+        except Exception:
+            # The loop is stuck. It forgets these when it goes on; nothing was committed for
+            # them, so what it holds comes again.
+            _logger.exception("lanes go before it was known what of them is settled")
+            self._post(self._events.on_lost, names)
+            return
+        if positions:
+            try:
+                consumer.commit(offsets=list(map(_at, positions)), asynchronous=False)
+            except KafkaException as error:
+                _logger.warning("positions are not committed, messages repeat: %s", error)
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        self._post(self._events.on_lost, [(at.topic, at.partition) for at in partitions])
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        committing = self._committing
+        if committing is None:
+            return
+        expected, answered = committing
+        if {(at.topic, at.partition): at.offset for at in partitions} != expected:
+            return  # an earlier one, which nobody waits for any more
+        failed = error or next((at.error for at in partitions if at.error is not None), None)
+        self._post(_answer, answered, failed)
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._post(self._events.on_error, error)
+
+    def _post(self, call: Callable[..., object], *values: object) -> bool:
+        """Let the loop run ``call``; return whether there is a loop."""
+        try:
+            self._loop.call_soon_threadsafe(call, *values)
+        except RuntimeError:
+            return False
+        return True
+
+    @staticmethod
+    def _toggle(
+        toggle: Callable[[list[TopicPartition]], None], partitions: Sequence[tuple[str, int]]
+    ) -> None:
+        try:
+            toggle([TopicPartition(topic, partition) for topic, partition in partitions])
+        except KafkaException:
+            return  # they went meanwhile
+
+
+def _at(position: Position) -> TopicPartition:
+    topic, partition, offset, metadata = position
+    return TopicPartition(topic, partition, offset, metadata)
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _answer(answered: "asyncio.Future[None]", failed: KafkaError | None) -> None:
+    if answered.done():
+        return
+    if failed is None:
+        answered.set_result(None)
+    else:
+        answered.set_exception(KafkaException(failed))

@@ -1,0 +1,389 @@
+"""What only Kafka has: other programs' records, partitions, groups, what stands in a position."""
+
+import asyncio
+import os
+import signal
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from molva.messaging import (
+    Delivery,
+    ForkedError,
+    LeaseLostError,
+    Message,
+    MessageTooLargeError,
+    SendManyError,
+    TopicNotFoundError,
+    UnsupportedFeatureError,
+    open_queue,
+    open_subscription,
+    open_topic,
+    with_options,
+)
+from molva.messaging.conformance import bodies, eventually, take
+from molva.messaging.conformance.actors import Actor, Start, starting
+from molva.messaging.conformance.waiting import numbered, running_with
+from molva.messaging.drivers import _kafka_subscription
+from molva.messaging.drivers._kafka_records import TOMBSTONE
+from tests.messaging.test_kafka import KafkaHarness, murmur2_lane
+
+
+@pytest.fixture
+async def h(kafka_url: str) -> AsyncIterator[KafkaHarness]:
+    harness = KafkaHarness(kafka_url)
+    yield harness
+    await harness.close()
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    async with starting() as start:
+        yield start
+
+
+def _servers(h: KafkaHarness) -> dict[str, Any]:
+    return {"bootstrap.servers": h.base_url().partition("://")[2].partition("?")[0]}
+
+
+async def _put(h: KafkaHarness, topic: str, *records: dict[str, Any]) -> None:
+    """Store records as a program would that knows nothing of Molva."""
+    producer = Producer({**_servers(h), "acks": "all"})
+    for record in records:
+        producer.produce(h.prefix + topic, **record)
+    assert await asyncio.to_thread(producer.flush, 10) == 0
+
+
+def _position(h: KafkaHarness, topic: str, partition: int = 0) -> TopicPartition:
+    admin = AdminClient(_servers(h))
+    group = f"{h.prefix}{topic}/s"
+    [future] = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
+    found: TopicPartition
+    [found] = [
+        at
+        for at in future.result().topic_partitions or ()
+        if (at.topic, at.partition) == (h.prefix + topic, partition)
+    ]
+    return found
+
+
+async def _spoke(actor: Actor) -> None:
+    await eventually(lambda: actor.lines)
+
+
+# Other programs ---------------------------------------------------------------------------
+
+
+async def test_records_of_other_programs_are_messages(h: KafkaHarness) -> None:
+    await h.topic(lanes=1)
+    subscription = await h.subscription()
+    await _put(
+        h,
+        "t",
+        {"value": b"plain"},
+        {"value": b"keyed", "key": b"\xff\0", "headers": {"type": b"x"}},
+        {"value": None, "key": b"gone"},
+    )
+
+    plain, keyed, gone = await take(subscription, 3)
+
+    assert (plain.message.body, plain.message.key, plain.message.headers) == (b"plain", None, {})
+    assert (keyed.message.key, keyed.message.headers) == ("\\xff\0", {"type": "x"})
+    assert (gone.message.body, gone.message.headers) == (b"", {TOMBSTONE: "true"})
+    assert len({d.message.id for d in (plain, keyed, gone)}) == 3
+
+
+async def test_a_foreign_record_keeps_its_id_when_it_comes_again(h: KafkaHarness) -> None:
+    await h.topic(lanes=1)
+    subscription = await h.subscription()
+    await _put(h, "t", {"value": None, "key": b"k"})
+    [first] = await take(subscription, 1)
+    await first.nack()
+    [second] = await take(subscription, 1)
+    await second.reject("bad")
+    assert await subscription.replay() == 1
+
+    [third] = await take(subscription, 1)
+
+    assert first.message == second.message == third.message
+
+
+async def test_other_programs_find_key_body_and_headers(h: KafkaHarness) -> None:
+    topic = await h.topic(lanes=1)
+    message = Message(b"\0body", key="ключ", headers={"type": "λ"})
+    await topic.send(message)
+
+    consumer = Consumer({**_servers(h), "group.id": "looks", "auto.offset.reset": "earliest"})
+    consumer.assign([TopicPartition(f"{h.prefix}t", 0, 0)])
+    record = await asyncio.to_thread(consumer.poll, 10)
+    consumer.close()
+
+    assert record is not None
+    assert (record.key(), record.value()) == ("ключ".encode(), b"\0body")
+    assert record.headers() == [("molva-id", message.id), ("type", "λ".encode())]
+
+
+async def test_a_key_goes_where_javas_clients_send_it(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=7), await h.subscription()
+    keys = [*map(str, range(40)), "ключ", "a longer key, of several words"]
+    await topic.send_many([Message(b"", key=key) for key in keys])
+
+    found = {d.message.key: d.token[0] for d in await take(subscription, len(keys))}
+
+    assert found == {key: 2 * murmur2_lane(key, 7) for key in keys}
+
+
+# Limits and names -------------------------------------------------------------------------
+
+
+async def test_one_message_over_the_brokers_limit_fails_alone(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=1), await h.subscription()
+    limit = topic.capabilities.max_body_bytes
+    # What is over the limit here is the headers, of which nobody above knows.
+    large = Message(b"x" * (limit - 100), headers={"h": "y" * 1_000})
+
+    with pytest.raises(SendManyError) as caught:
+        await topic.send_many([Message(b"1"), large, Message(b"2")])
+
+    assert {at: type(e) for at, e in caught.value.failures.items()} == {1: MessageTooLargeError}
+    assert sorted(bodies(await take(subscription, 2))) == [b"1", b"2"]
+
+
+async def test_a_message_of_the_largest_size_arrives(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=1), await h.subscription()
+
+    await topic.send(Message(b"x" * topic.capabilities.max_body_bytes, key="k"))
+
+    [delivery] = await take(subscription, 1)
+    await delivery.reject("too much")
+    [letter] = await subscription.dead_letters()
+    assert len(letter.message.body) == topic.capabilities.max_body_bytes
+
+
+async def test_a_topic_that_was_removed_is_not_there(h: KafkaHarness) -> None:
+    topic = await h.topic()
+    await topic.send(Message(b"1"))
+    admin = AdminClient(_servers(h))
+    [future] = admin.delete_topics([f"{h.prefix}t"]).values()
+    await asyncio.to_thread(future.result)
+
+    with pytest.raises(TopicNotFoundError, match="is not there"):
+        await topic.send(Message(b"2"))
+
+
+async def test_queues_are_left_to_brokers_that_have_leases(kafka_url: str) -> None:
+    with pytest.raises(UnsupportedFeatureError, match="sqlite://"):
+        await open_queue(with_options(kafka_url, queue="q"))
+
+
+async def test_what_is_survived_is_what_the_topic_says(h: KafkaHarness) -> None:
+    assert (await h.topic("plain")).capabilities.survives == {"kill"}
+    admin = AdminClient(_servers(h))
+    new = NewTopic(f"{h.prefix}flushed", 1, 1, config={"flush.messages": "1"})
+    [future] = admin.create_topics([new]).values()
+    await asyncio.to_thread(future.result)
+
+    assert (await h.topic("flushed")).capabilities.survives == {"kill", "power"}
+    with pytest.raises(UnsupportedFeatureError, match="power"):
+        await h.topic("plain", require="power")
+
+
+# Positions and deaths ---------------------------------------------------------------------
+
+
+async def test_a_position_is_the_first_that_is_not_settled(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=1), await h.subscription()
+    await topic.send_many(numbered(5))
+    deliveries = await take(subscription, 5)
+    for place in (0, 1, 3):
+        await deliveries[place].ack()
+
+    await asyncio.sleep(h.settle_interval)
+
+    assert _position(h, "t").offset == 2
+
+
+async def test_a_consumer_at_work_is_counted_beside_its_position(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=1), await h.subscription()
+    await topic.send_many(numbered(2))
+    [first] = await take(subscription, 1)
+    at_work = _position(h, "t")
+
+    await first.ack()
+    await asyncio.sleep(h.settle_interval)
+    settled = _position(h, "t")
+    await subscription.close()
+
+    assert (at_work.offset, at_work.metadata) == (0, "molva deaths=1")
+    assert (settled.offset, settled.metadata) == (1, "")
+    assert _position(h, "t").metadata == ""
+
+
+async def test_a_message_that_kills_its_consumers_becomes_a_dead_letter(
+    h: KafkaHarness, start: Start
+) -> None:
+    topic = await h.topic(lanes=1)
+    await (await h.subscription(max_attempts=3)).close()
+    await topic.send_many(numbered(3))
+    for _ in range(3):
+        holder = await (await start("hold", h.url("t", "s"))).ready()
+        await _spoke(holder)
+        await holder.kill()
+        await asyncio.sleep(h.death_interval)
+
+    heir = await h.subscription(max_attempts=3)
+
+    assert bodies(await take(heir, 1)) == [b"2"]
+    [letter] = await heir.dead_letters()
+    assert (letter.message.body, letter.attempts) == (b"1", 3)
+    assert "died of it" in letter.reason
+
+
+async def test_a_zombie_cannot_settle_what_another_has(h: KafkaHarness, start: Start) -> None:
+    topic = await h.topic(lanes=1)
+    await (await h.subscription()).close()
+    await topic.send_many(numbered(3))
+    # It works a while on each, and is stopped with messages in its hands.
+    zombie = await (await start("handle", h.url("t", "s"), "0.3")).ready()
+    await eventually(lambda: zombie.lines)
+    zombie.signal(signal.SIGSTOP)
+    heir = await h.subscription()
+    held = await take(heir, 1)
+    held += await h.rest(heir)
+
+    zombie.signal(signal.SIGCONT)
+    await asyncio.sleep(2.0)
+    before = _position(h, "t").offset
+    for delivery in held:
+        await delivery.ack()
+    await asyncio.sleep(h.settle_interval)
+
+    # What the zombie settled late moved nothing, and all of the heir's was the heir's.
+    assert before == 3 - len(held)
+    assert _position(h, "t").offset == 3
+
+
+# Flow -------------------------------------------------------------------------------------
+
+
+async def test_a_slow_consumer_pauses_and_goes_on_without_a_gap(
+    h: KafkaHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kafka_subscription, "_MOST_WAITING", 100)
+    topic, subscription = await h.topic(lanes=2), await h.subscription(max_open=50)
+    sent = [Message(b"%d" % n, key=str(n % 8)) for n in range(5_000)]
+    await topic.send_many(sent)
+    driver: Any = subscription._driver
+    got: dict[str | None, list[int]] = defaultdict(list)
+    paused, most = False, 0
+
+    while sum(map(len, got.values())) < len(sent):
+        for delivery in await subscription.receive(50, wait=5.0):
+            got[delivery.message.key].append(int(delivery.message.body))
+            await delivery.ack()
+        if sum(map(len, got.values())) in range(1_000, 1_060):
+            await asyncio.sleep(0.5)  # long enough for the thread to ask for a pause
+        paused = paused or any(part.paused for part in driver._partitions.values())
+        most = max(most, sum(len(part.waiting) for part in driver._partitions.values()))
+
+    assert got == {str(k): list(range(k, len(sent), 8)) for k in range(8)}
+    assert paused
+    assert most < 4_000
+
+
+async def test_a_lane_that_waits_for_a_retry_holds_up_no_other(
+    h: KafkaHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kafka_subscription, "_MOST_WAITING", 200)
+    topic, subscription = await h.topic(lanes=2), await h.subscription()
+    stuck, other = h.key_in_lane(0, 2), h.key_in_lane(1, 2)
+    await topic.send(Message(b"stuck", key=stuck))
+    [delivery] = await take(subscription, 1)
+    await delivery.nack(delay=60)
+
+    await topic.send_many([Message(b"behind", key=stuck) for _ in range(1_000)])
+    await topic.send_many([Message(b"%d" % n, key=other) for n in range(1_000)])
+    got = await take(subscription, 1_000)
+
+    assert bodies(got) == [b"%d" % n for n in range(1_000)]
+
+
+async def test_consumers_that_come_and_go_all_the_time_lose_nothing(h: KafkaHarness) -> None:
+    topic = await h.topic(lanes=8)
+    staying = await h.subscription()
+    handled: dict[bytes, int] = defaultdict(int)
+    order: dict[str | None, list[int]] = defaultdict(list)
+    sent: list[Message] = []
+    stop = asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        await asyncio.sleep(0.002)
+        handled[delivery.message.id] += 1
+        order[delivery.message.key].append(int(delivery.message.body))
+
+    async def send() -> None:
+        while not stop.is_set():
+            batch = [Message(b"%d" % (len(sent) + n), key=str(n)) for n in range(16)]
+            await topic.send_many(batch)
+            sent.extend(batch)
+            await asyncio.sleep(0.01)
+
+    async def visit() -> None:
+        while not stop.is_set():
+            async with (
+                await open_subscription(h.url("t", "s")) as visitor,
+                running_with(visitor, handle, concurrency=4),
+            ):
+                await asyncio.sleep(1.0)
+
+    sending = asyncio.create_task(send())
+    async with running_with(staying, handle, concurrency=4):
+        visits = [asyncio.create_task(visit()) for _ in range(2)]
+        await asyncio.sleep(15.0)
+        stop.set()
+        await asyncio.gather(sending, *visits)
+        await eventually(lambda: handled.keys() >= {m.id for m in sent})
+
+    assert handled.keys() == {m.id for m in sent}
+    # No process died and every handler had time to end, so each came once, in order.
+    assert set(handled.values()) == {1}
+    assert all(bodies == sorted(bodies) for bodies in order.values())
+
+
+async def test_a_fork_is_told_to_open_anew(
+    h: KafkaHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = await h.subscription()
+    pid = os.getpid()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: pid + 1)
+        with pytest.raises(ForkedError, match="open it anew"):
+            await subscription.receive(wait=0.0)
+
+
+async def test_late_settlements_after_a_lost_lane_are_lost(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=1), await h.subscription()
+    await topic.send_many(numbered(2))
+    first, second = await take(subscription, 2)
+    driver: Any = subscription._driver
+
+    driver.on_lost([(f"{h.prefix}t", 0)])
+
+    with pytest.raises(LeaseLostError):
+        await first.ack()
+    with pytest.raises(LeaseLostError):
+        await second.reject("bad")
+    assert await subscription.dead_letters() == []
+
+
+async def test_a_new_topic_name_needs_no_server_of_its_own(h: KafkaHarness) -> None:
+    name = f"λ {uuid.uuid4().hex[:6]}"
+    async with await open_topic(h.url(name)) as topic:
+        await topic.send(Message(b"1"))
+    listed = AdminClient(_servers(h)).list_topics(timeout=10).topics
+    assert any(each.startswith("molva-x-") and "_ce_bb_20" in each for each in listed)
