@@ -70,6 +70,8 @@ Kind = Literal["topic", "queue"]
 _DRIVERS: Final[dict[str, tuple[str, str | None]]] = {
     "kafka": ("molva.messaging.drivers.kafka", "kafka"),
     "memory": ("molva.messaging.drivers.memory", None),
+    "redis": ("molva.messaging.drivers.redis", "redis"),
+    "rediss": ("molva.messaging.drivers.redis", "redis"),
     "sqlite": ("molva.messaging.drivers.sqlite", None),
 }
 

@@ -1,0 +1,354 @@
+"""Redis servers that are wrong, old, full, gone, or come back."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from molva._base import redis_server
+from molva.messaging import (
+    Delivery,
+    IncompatibleBrokerError,
+    InvalidURLError,
+    Message,
+    Queue,
+    Subscription,
+    Topic,
+    UnavailableError,
+    open_queue,
+    open_subscription,
+    open_topic,
+    with_options,
+)
+from molva.messaging.conformance import PATIENCE, eventually
+from tests.brokers import make_certificates, private_redis
+from tests.brokers.ports import free_ports
+
+# Seconds within which whatever is wrong must be told.
+AT_ONCE = 5.0
+
+
+async def refusal(url: str) -> Exception:
+    """Return the error by which opening is refused, which must not take long."""
+    async with asyncio.timeout(AT_ONCE):
+        with pytest.raises(Exception) as refused:  # noqa: PT011 - the caller looks at it
+            await open_queue(with_options(url, queue="q"))
+    return refused.value
+
+
+# Opening --------------------------------------------------------------------------------------
+
+
+async def test_a_port_where_nobody_listens_is_named() -> None:
+    [port] = free_ports(1)
+    error = await refusal(f"redis://127.0.0.1:{port}")
+    assert isinstance(error, UnavailableError)
+    assert f"127.0.0.1:{port}" in str(error)
+
+
+async def test_a_server_that_never_answers_is_given_up() -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    error = await refusal(f"redis://127.0.0.1:{port}")
+    assert isinstance(error, UnavailableError)
+    assert "no answer in time" in str(error)
+    server.close()
+    await asyncio.sleep(0.05)  # for the server's side to notice
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("redis://", "no host"),
+        ("redis://127.0.0.1:70000", "port is 1 to 65535"),
+        ("redis://a:1,b:2", "no host of one server"),
+        ("redis://127.0.0.1/zero", "no number of a database"),
+        ("redis://127.0.0.1?ca=/x.pem", "write rediss://"),
+        ("redis://127.0.0.1?prefix={x}", "without braces"),
+        ("redis://127.0.0.1?lease=0", "above 0"),
+        ("redis://127.0.0.1?start=latest", "for a topic"),
+        ("redis://127.0.0.1?prefx=x", r"did you mean 'prefix'\?"),
+        ("rediss://127.0.0.1?ca=/missing.pem", "missing.pem"),
+    ],
+)
+async def test_a_url_that_cannot_be_right_is_refused_before_anybody_is_asked(
+    url: str, problem: str
+) -> None:
+    with pytest.raises(InvalidURLError, match=problem):
+        await open_queue(with_options(url, queue="q"))
+
+
+async def test_a_wrong_password_says_where_the_right_one_belongs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with private_redis(password="right-s3cret") as server:
+        bare = f"redis://127.0.0.1:{server.port}/0"
+        for url in (bare, f"redis://:wr0ng-s3cret@127.0.0.1:{server.port}/0"):
+            error = await refusal(url)
+            assert isinstance(error, InvalidURLError)
+            assert "MOLVA_REDIS_PASSWORD" in str(error)
+            assert "s3cret" not in f"{error} {error!r} {error.__cause__!r} {caplog.text}"
+
+        async with await open_queue(with_options(server.url, queue="q")) as queue:
+            assert "s3cret" not in repr(queue)
+        monkeypatch.setenv("MOLVA_REDIS_PASSWORD", "right-s3cret")
+        async with await open_queue(with_options(bare, queue="q")) as queue:
+            await queue.send(Message(b"1"))
+
+
+async def test_a_user_needs_rights_and_is_told_so() -> None:
+    with private_redis(password="admin") as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.execute_command(
+                "ACL", "SETUSER", "app", "on", ">pw", "~molva:*", "+@all", "-config"
+            )
+            client.execute_command("ACL", "SETUSER", "mute", "on", ">pw", "~molva:*", "+info")
+        good = f"redis://app:pw@127.0.0.1:{server.port}/0"
+        async with await open_queue(with_options(good, queue="q")) as queue:
+            # It may not ask how the server keeps what it stores: then nothing is promised.
+            assert queue.capabilities.survives == frozenset()
+            await queue.send(Message(b"1"))
+        error = await refusal(f"redis://mute:pw@127.0.0.1:{server.port}/0")
+        assert isinstance(error, InvalidURLError)
+        assert "permissions" in str(error)
+
+
+async def test_a_certificate_must_carry_the_hosts_name(tmp_path: Path) -> None:
+    right = make_certificates(tmp_path / "right")
+    wrong = make_certificates(tmp_path / "wrong", ("elsewhere.example",))
+    with private_redis(certificates=right) as server:
+        ca = {"ca": str(right.authority), "queue": "q"}
+        async with await open_queue(with_options(server.url, **ca)) as queue:
+            await queue.send(Message(b"1"))
+            [delivery] = await queue.receive()
+            await delivery.ack()
+        unknown = await refusal(server.url)
+        assert isinstance(unknown, InvalidURLError)
+        assert "certificate" in str(unknown)
+        assert isinstance(
+            await refusal(server.url.replace("rediss://", "redis://")), UnavailableError
+        )
+    with private_redis(certificates=wrong) as server:
+        error = await refusal(with_options(server.url, ca=str(wrong.authority)))
+        assert isinstance(error, InvalidURLError)
+        assert "certificate is refused" in str(error)
+
+
+async def test_a_server_that_is_too_old_is_told_from_which_version(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_server, "_OLDEST", (99, 0))
+    error = await refusal(redis_url)
+    assert isinstance(error, IncompatibleBrokerError)
+    assert "functions are needed" in str(error)
+
+
+async def test_a_server_that_evicts_is_refused() -> None:
+    with private_redis(maxmemory="100mb", maxmemory_policy="allkeys-lru") as server:
+        error = await refusal(server.url)
+        assert isinstance(error, IncompatibleBrokerError)
+        assert "noeviction" in str(error)
+
+
+async def test_something_else_under_our_keys_is_named() -> None:
+    with private_redis() as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.set("molva:{queue:q}:info", "something")
+        error = await refusal(server.url)
+        assert isinstance(error, IncompatibleBrokerError)
+        assert "prefix=" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "survives"),
+    [
+        ({"appendfsync": "always"}, {"kill", "power"}),
+        ({"appendfsync": "always", "no_appendfsync_on_rewrite": "yes"}, {"kill"}),
+        ({"appendfsync": "no"}, {"kill"}),
+        ({"appendfsync": "everysec"}, set()),
+        ({"appendonly": "no"}, set()),
+    ],
+)
+async def test_what_is_survived_is_asked_of_the_server(
+    settings: dict[str, Any], survives: set[str]
+) -> None:
+    with private_redis(**settings) as server:
+        async with await open_topic(with_options(server.url, topic="t")) as topic:
+            assert topic.capabilities.survives == survives
+        async with await open_queue(with_options(server.url, queue="q")) as queue:
+            assert queue.capabilities.survives == survives
+
+
+async def test_a_replica_is_refused_at_open_and_when_it_becomes_one() -> None:
+    with private_redis() as server, private_redis() as primary:
+        async with await open_queue(with_options(server.url, queue="q")) as queue:
+            await queue.send(Message(b"1"))
+            with redis.Redis.from_url(server.url) as client:
+                client.replicaof("127.0.0.1", primary.port)
+                with pytest.raises(UnavailableError, match=r"replica|loading|primary"):
+                    await queue.send(Message(b"2"))
+                error = await refusal(server.url)
+                assert isinstance(error, UnavailableError)
+                assert "replica" in str(error)
+                client.replicaof("NO", "ONE")
+            async with asyncio.timeout(PATIENCE):
+                await queue.send(Message(b"3"))
+
+
+# Going on -------------------------------------------------------------------------------------
+
+
+async def send_surely(sender: Topic | Queue, message: Message) -> None:
+    """Send until it is confirmed, as whoever answers 503 lets its clients do."""
+    while True:
+        try:
+            await sender.send(message)
+            return
+        except UnavailableError:
+            await asyncio.sleep(0.05)
+
+
+async def consume(consumer: Subscription | Queue, got: Counter[bytes]) -> None:
+    """Count what is settled, whatever becomes of the server meanwhile."""
+
+    async def count(delivery: Delivery) -> None:
+        got[delivery.message.body] += 1
+
+    while True:
+        with contextlib.suppress(UnavailableError):
+            await consumer.run(count, concurrency=8)
+
+
+def _more_than(sent: set[bytes], number: float) -> bool:
+    return len(sent) > number
+
+
+@pytest.mark.parametrize("kind", ["topic", "queue"])
+async def test_nothing_confirmed_is_lost_while_the_server_is_killed_under_100_publishers(
+    kind: str,
+) -> None:
+    publishers, each = 100, 20
+    with private_redis() as server:
+        sender: Topic | Queue
+        consumer: Subscription | Queue
+        if kind == "topic":
+            url = with_options(server.url, topic="t")
+            sender = await open_topic(url)
+            consumer = await open_subscription(url + "&subscription=s&lease=1")
+        else:
+            url = with_options(server.url, queue="q", lease="1")
+            sender, consumer = await open_queue(url), await open_queue(url)
+        got: Counter[bytes] = Counter()
+        sent: set[bytes] = set()
+
+        async def publish(number: int) -> None:
+            for n in range(each):
+                body = b"%d.%d" % (number, n)
+                await send_surely(sender, Message(body))
+                sent.add(body)
+                await asyncio.sleep(0.01)
+
+        consuming = asyncio.create_task(consume(consumer, got))
+        publishing = [asyncio.create_task(publish(number)) for number in range(publishers)]
+        for part in (1 / 3, 1 / 2):
+            await eventually(functools.partial(_more_than, sent, part * publishers * each))
+            server.kill()
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(server.restart)
+        async with asyncio.timeout(60):
+            await asyncio.gather(*publishing)
+            while sent - got.keys():
+                await asyncio.sleep(0.05)
+        assert len(sent) == publishers * each
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        await sender.close()
+        await consumer.close()
+
+
+@pytest.mark.parametrize("kind", ["topic", "queue"])
+async def test_connections_that_are_killed_lose_nothing_and_repeat_nothing_acked(kind: str) -> None:
+    with private_redis() as server:
+        sender: Topic | Queue
+        consumer: Subscription | Queue
+        if kind == "topic":
+            url = with_options(server.url, topic="t")
+            sender = await open_topic(url)
+            consumer = await open_subscription(url + "&subscription=s&lease=30")
+        else:
+            url = with_options(server.url, queue="q", lease="30")
+            sender, consumer = await open_queue(url), await open_queue(url)
+        got: set[bytes] = set()
+
+        async def receive() -> None:
+            while True:
+                with contextlib.suppress(UnavailableError):
+                    for delivery in await consumer.receive(5, wait=1.0):
+                        got.add(delivery.message.body)
+                        await delivery.ack()
+
+        receiving = asyncio.create_task(receive())
+        with redis.Redis.from_url(server.url) as client:
+            for n in range(200):
+                if n % 10 == 5:
+                    client.client_kill_filter(_type="normal", skipme=True)
+                await send_surely(sender, Message(b"%d" % n))
+        if kind == "topic":
+            # Leases are long: only asking for what was lost on the way finds it in time.
+            await eventually(lambda: len(got) == 200)
+        else:
+            found = await _all_but_the_lost(got, server.url)
+            assert found == 200
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        await sender.close()
+        await consumer.close()
+
+
+async def _all_but_the_lost(got: set[bytes], url: str) -> int:
+    """Return how many were got, or are held under a lease of who never heard of them."""
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        for _ in range(100):
+            stat = await queue.stat()
+            assert stat is not None
+            if len(got) + stat.held >= 200 and not stat.ready:
+                break
+            await asyncio.sleep(0.05)
+        return len(got | {peeked.message.body for peeked in await queue.peek(300)})
+
+
+async def test_a_server_that_is_away_costs_no_memory_and_no_restart(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.ERROR)
+    with private_redis() as server:
+        url = with_options(server.url, topic="t")
+        async with (
+            await open_topic(url) as topic,
+            await open_subscription(url + "&subscription=s") as subscription,
+        ):
+            server.pause()
+            waiting = asyncio.create_task(subscription.receive(wait=1.0))
+            sends = [asyncio.create_task(topic.send(Message(b"%d" % n))) for n in range(12_000)]
+            results = await asyncio.gather(*sends, return_exceptions=True)
+            # What does not fit is refused at once, the rest when there is no answer.
+            assert Counter(type(r).__name__ for r in results)["QueueFullError"] >= 1_000
+            assert not [r for r in results if r is None]
+            with pytest.raises(UnavailableError):
+                await waiting
+            server.resume()
+            async with asyncio.timeout(PATIENCE):
+                await send_surely(topic, Message(b"again"))
+                while not (found := await subscription.receive(1_000)):
+                    pass
+            assert found
