@@ -6,6 +6,7 @@ from typing import Final
 
 from benchmarks.kafka import kafka
 from benchmarks.ledger import ledger
+from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
 from benchmarks.scaled import scaled
@@ -20,6 +21,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "queues": queues,
     "ledger": ledger,
     "kafka": kafka,
+    "ledgers": ledgers,
 }
 
 

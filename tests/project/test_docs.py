@@ -1,5 +1,6 @@
 """The manual is true: its code blocks run, and it names everything that exists."""
 
+import importlib
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from molva.cli.main import main
 from molva.messaging import errors, url
 from molva.messaging.conformance import Harness
 from molva.messaging.drivers import memory, sqlite
+from molva.ratings import ledger
+from molva.ratings.ledger import protocol
 from molva.ratings.problem import TITLES
 from tests.conftest import MolvaProcess, StartMolva, skip_without
 
@@ -168,6 +171,32 @@ def test_the_table_of_capabilities_is_what_the_drivers_say() -> None:
         check=True,
     )
     assert manual("capabilities.md") == result.stdout, "run scripts/generate_capabilities.py"
+
+
+def test_the_table_of_ledgers_is_what_the_ledgers_say() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "from generate_ledgers import page; print(page(), end='')"],
+        cwd=ROOT / "scripts",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert manual("ledgers.md") == result.stdout, "run scripts/generate_ledgers.py"
+
+
+@pytest.mark.parametrize("scheme", sorted(ledger._OPTIONS))
+def test_every_ledger_option_is_in_the_manual_and_in_the_ledgers_header(scheme: str) -> None:
+    text = manual("ledgers.md") + manual("cli.md")
+    module = importlib.import_module(f"molva.ratings.ledger.{scheme.replace('rediss', 'redis')}")
+    for option in ledger._OPTIONS[scheme]:
+        assert f"`{option}`" in text, option
+        assert f"``{option}``" in (module.__doc__ or ""), option
+
+
+def test_every_ledger_error_is_in_the_tree_of_errors() -> None:
+    for name in ledger.__all__:
+        if name.endswith("Error"):
+            assert name in (protocol.__doc__ or "") or name == "LedgerError", name
 
 
 async def test_every_metric_is_in_the_manual(start_molva: StartMolva) -> None:

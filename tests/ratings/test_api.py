@@ -34,7 +34,9 @@ SECRET: Final = "redis://ann:s3cret@host"
 class FakeLedger:
     """Ratings in a list; counts how often it is asked, and fails on demand."""
 
-    capabilities: Final = LedgerCapabilities(frozenset(), history=False, horizon_seconds=None)
+    capabilities: Final = LedgerCapabilities(
+        frozenset(), history=False, window=None, horizon_seconds=None, ids="ledger"
+    )
 
     def __init__(self) -> None:
         self.rates: list[tuple[str, int]] = []
@@ -325,12 +327,12 @@ async def test_what_nobody_expected_is_a_500_without_a_traceback(
     assert [record.name for record in caplog.records] == ["molva.ratings"]
 
 
-async def test_a_failing_ledger_is_a_500_of_its_own(
+async def test_a_ledger_that_cannot_be_reached_is_a_503_of_its_own(
     api: Api, service: FakeService, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.ledger.error = LedgerUnavailableError(SECRET)
     answer = await get(api, "/api/campaigns/default/live")
-    assert_problem(answer, 500, "ledger-failed")
+    assert_problem(answer, 503, "ledger-unavailable")
     assert b"s3cret" not in answer.body
     assert len(caplog.records) == 1
 

@@ -28,7 +28,11 @@ from molva.ratings.campaign import Campaign
 from molva.ratings.catalog import open_catalog
 from molva.ratings.intake import Intake
 from molva.ratings.ledger import open_ledger
-from molva.ratings.ledger.protocol import LedgerUnavailableError
+from molva.ratings.ledger.protocol import (
+    LedgerError,
+    LedgerUnavailableError,
+    LedgerUnsupportedError,
+)
 from molva.ratings.rating import Rating, Submission, decode_entry
 from molva.ratings.request import RATE_FIELDS, ProblemError, query_fields
 
@@ -544,16 +548,43 @@ class TestTotal:
     async def test_an_unknown_campaign_is_404(self, site: Site) -> None:
         assert (await site.call("GET", "/total?campaign=nope")).status == 404
 
-    async def test_a_ledger_that_fails_is_500(
-        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("error", "status", "slug"),
+        [
+            (LedgerError, 500, "ledger-failed"),
+            (LedgerUnavailableError, 503, "ledger-unavailable"),
+        ],
+    )
+    async def test_a_ledger_that_fails_says_whether_it_passes(
+        self,
+        site: Site,
+        monkeypatch: pytest.MonkeyPatch,
+        error: type[LedgerError],
+        status: int,
+        slug: str,
     ) -> None:
         async def fail(*_: object, **__: object) -> None:
-            raise LedgerUnavailableError("the disk is gone")
+            raise error("the disk is gone")
 
         monkeypatch.setattr(site.intake._ledger, "total", fail)
 
         answer = await site.call("GET", "/total")
 
-        assert answer.status == 500
-        assert answer.document["type"] == "urn:molva:problem:ledger-failed"
+        assert answer.status == status
+        assert answer.document["type"] == f"urn:molva:problem:{slug}"
+        assert ("retry-after" in answer.headers) == (status == 503)
         assert b"disk" not in answer.body
+
+    async def test_what_the_ledger_does_not_keep_is_400(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def refuse(*_: object, **__: object) -> None:
+            raise LedgerUnsupportedError("as_of=3: only the last 10,000 are kept")
+
+        monkeypatch.setattr(site.intake._ledger, "total", refuse)
+
+        answer = await site.call("GET", "/total?as_of=3")
+
+        assert answer.status == 400
+        assert answer.document["type"] == "urn:molva:problem:not-kept"
+        assert b"10,000" in answer.body

@@ -127,7 +127,7 @@ class _MemoryCatalog:
     async def put_campaign(self, campaign: Campaign) -> bool:
         raise NotImplementedError
 
-    def revision(self) -> int:
+    async def revision(self) -> int:
         return 1
 
     async def close(self) -> None:
@@ -135,7 +135,9 @@ class _MemoryCatalog:
 
 
 class _MemoryLedger:
-    capabilities: Final = LedgerCapabilities(frozenset(), history=False, horizon_seconds=None)
+    capabilities: Final = LedgerCapabilities(
+        frozenset(), history=False, window=None, horizon_seconds=None, ids="ledger"
+    )
 
     def __init__(self, ratings: dict[str, dict[str, Any]]) -> None:
         self._ratings = ratings

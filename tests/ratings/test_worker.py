@@ -139,7 +139,7 @@ async def test_a_catalog_that_fails_is_waited_for(
     await bench.catalog.put_campaign(Campaign(name="fresh"))
     failures = 3
 
-    def fail_first() -> int:
+    async def fail_first() -> int:
         nonlocal failures
         if failures:
             failures -= 1

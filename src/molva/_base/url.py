@@ -8,18 +8,39 @@ option that nobody reads is an error: a misspelt ``capacity`` that is silently i
 on the day the disk is full. No error and no repr shows a password.
 """
 
+import contextlib
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from molva._base.redaction import redact
 
-__all__ = ["ResourceURL", "nearest", "one_of", "positive_integer", "positive_number"]
+__all__ = [
+    "POSTGRESQL_LIBPQ_OPTIONS",
+    "POSTGRESQL_OPTIONS",
+    "ResourceURL",
+    "missing_extra",
+    "nearest",
+    "one_of",
+    "positive_integer",
+    "positive_number",
+]
 
 T = TypeVar("T")
+
+# What a URL of PostgreSQL may say, whatever is kept there. Here, because a URL is checked
+# before asyncpg is loaded. The first are libpq's own and go through as they are.
+POSTGRESQL_LIBPQ_OPTIONS: Final = (
+    *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "ssl_min_protocol_version"),
+    *("target_session_attrs", "passfile"),
+)
+POSTGRESQL_OPTIONS: Final = (
+    *("schema", "create", "timeout", "connections", "statement_cache_size"),
+    *POSTGRESQL_LIBPQ_OPTIONS,
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -179,3 +200,16 @@ def one_of(*names: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+@contextlib.contextmanager
+def missing_extra(extra: str, error: type[ValueError]) -> Iterator[None]:
+    """Raise ``error`` with the extra to install where an import in the block fails."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("molva"):
+            raise
+        raise error(
+            f"{extra}: {missing.name} is not installed: pip install 'molva[{extra}]'"
+        ) from missing

@@ -127,7 +127,9 @@ async def _ledger(deployment: "Deployment", kept: list[frozenset[str]]) -> str:
     try:
         kept.append(ledger.capabilities.survives)
         last = await ledger.last_seq("default")
-        return f"{redact(deployment.ledger)}: campaign 'default' stands at {last:,}"
+        horizon = ledger.capabilities.horizon_seconds
+        known = "" if horizon is None else f", ids are known for {horizon / 3600:,.0f} h"
+        return f"{redact(deployment.ledger)}: campaign 'default' stands at {last:,}{known}"
     finally:
         await ledger.close()
 

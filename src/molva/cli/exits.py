@@ -33,7 +33,7 @@ DIFFERENCE: Final = 1  # verify found a difference; an import left rows out
 USAGE: Final = 2  # an option, a URL or a file's content was refused
 UNAVAILABLE: Final = 3  # a broker, ledger, catalog or service cannot be reached now
 IN_USE: Final = 4  # another molva uses the folder, another program the address
-INCOMPATIBLE: Final = 5  # a file is newer than this molva, damaged, or something else
+INCOMPATIBLE: Final = 5  # a file or schema is of another version, damaged, or something else
 UNMET_PROMISE: Final = 6  # the deployment does not survive what --survive asked for
 BROKEN: Final = 74  # an I/O error: start the process again (sysexits.h calls it EX_IOERR)
 
@@ -75,6 +75,8 @@ def _fail_of_ratings(error: Exception) -> None:
         table: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
             ((ledger.LedgerVersionError, catalog.CatalogVersionError), INCOMPATIBLE),
             (catalog.CatalogDamagedError, INCOMPATIBLE),
+            (ledger.LedgerServerError, INCOMPATIBLE),
+            (ledger.LedgerUnsupportedError, USAGE),
             ((ledger.LedgerURLError, catalog.CatalogURLError), USAGE),
             (catalog.ScaleNarrowedError, USAGE),
             ((ledger.LedgerBrokenError, catalog.CatalogBrokenError), BROKEN),

@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "import": ("molva.cli.imports", "import_", "Send the rows of a CSV file as ratings."),
     "total": ("molva.cli.ledger", "total", "Print a moving average."),
     "verify": ("molva.cli.ledger", "verify", "Recompute every number and compare."),
+    "migrate": ("molva.cli.migrate", "migrate", "Make ledger and catalog, or update them."),
     "rebuild": ("molva.cli.ledger", "rebuild", "Recompute the ledger's derived tables."),
     "campaign": ("molva.cli.campaign", "campaign", "List, add and change campaigns."),
     "dead": ("molva.cli.dead", "dead", "Show ratings that could not be counted."),

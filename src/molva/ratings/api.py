@@ -26,7 +26,7 @@ from molva._base.seldom import SeldomLog
 from molva.ratings.answers import CampaignList, Readiness
 from molva.ratings.campaign import Campaign
 from molva.ratings.catalog.protocol import CatalogError
-from molva.ratings.ledger.protocol import LedgerError
+from molva.ratings.ledger.protocol import LedgerError, LedgerUnavailableError
 from molva.ratings.live import Listener, LiveTotals, StoppingError, TooManyListenersError
 from molva.ratings.openapi import openapi_document
 from molva.ratings.page import asset_response, load_assets
@@ -359,6 +359,11 @@ def _refusals(log: SeldomLog) -> dict[type[Exception], _Refusal]:
         log.error("%s %s: the ledger failed", request.method, request.scope["path"], trace=error)
         return _refuse(500, "ledger-failed", "the ledger cannot be read right now")
 
+    async def refuse_for_now(request: Request, error: Exception) -> Response:
+        log.error("%s %s: the ledger failed", request.method, request.scope["path"], trace=error)
+        detail = "the ledger cannot be read right now"
+        return _refuse(503, "ledger-unavailable", detail, headers=_RETRY_AFTER)
+
     async def refuse_catalog(request: Request, error: Exception) -> Response:
         log.error("%s %s: the catalog failed", request.method, request.scope["path"], trace=error)
         detail = "the campaigns cannot be read right now"
@@ -370,6 +375,7 @@ def _refusals(log: SeldomLog) -> dict[type[Exception], _Refusal]:
         RefusedError: _refuse_fields,
         _UnknownCampaignError: _refuse_campaign,
         LedgerError: refuse_ledger,
+        LedgerUnavailableError: refuse_for_now,
         CatalogError: refuse_catalog,
         TooManyListenersError: _refuse_listener,
         StoppingError: _refuse_stopping,

@@ -66,4 +66,6 @@ def check_campaign(campaign: Campaign) -> Campaign:
             f"a question of {len(campaign.question)} characters is refused: 1 to "
             f"{_MAX_QUESTION_CHARACTERS} are accepted"
         )
+    if "\0" in campaign.question:
+        raise ValueError("a question with U+0000 in it is refused: not every database keeps it")
     return campaign

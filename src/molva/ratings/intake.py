@@ -36,7 +36,13 @@ from molva.ratings.answers import TotalAnswer
 from molva.ratings.campaign import DEFAULT_CAMPAIGN, Campaign
 from molva.ratings.catalog.known import KnownCampaigns
 from molva.ratings.catalog.protocol import Catalog, CatalogError
-from molva.ratings.ledger.protocol import Ledger, LedgerError, Total
+from molva.ratings.ledger.protocol import (
+    Ledger,
+    LedgerError,
+    LedgerUnavailableError,
+    LedgerUnsupportedError,
+    Total,
+)
 from molva.ratings.problem import PROBLEM_MEDIA_TYPE, problem
 from molva.ratings.rating import (
     MAX_ID_CHARACTERS,
@@ -270,6 +276,12 @@ class Intake:
             raise ProblemError(400, "invalid-field", str(error), error.errors) from None
         try:
             total = await self._ledger.total(campaign.name, item=item, n=n, as_of=as_of)
+        except LedgerUnsupportedError as error:
+            raise ProblemError(400, "not-kept", str(error)) from None
+        except LedgerUnavailableError as error:
+            self._log.error("totals cannot be read now: %s", error)
+            detail = "the ledger cannot be read right now; ratings are still accepted"
+            raise _unavailable("ledger-unavailable", detail, 2) from error
         except LedgerError as error:
             self._log.error("totals cannot be read: %s", error)
             detail = "the ledger could not be read; ratings are still accepted"

@@ -234,7 +234,7 @@ class LiveTotals:
 
     async def _follow_catalog(self, feed: _Feed, revision: int | None) -> int:
         """Take over a window that was changed; return the catalog's revision."""
-        newest = self._service.catalog.revision()
+        newest = await self._service.catalog.revision()
         if newest != revision:
             campaign = await self._service.catalog.campaign(feed.name)
             if campaign is not None:

@@ -187,11 +187,11 @@ def _operations() -> tuple[_Operation, ...]:
                 _parameter("as_of", _POSITIVE, "The sequence number to read at; without, now."),
             ),
             refusals={
-                400: ("invalid-request", "invalid-field"),
+                400: ("invalid-request", "invalid-field", "not-kept"),
                 404: ("unknown-campaign",),
                 413: ("body-too-large",),
                 500: ("ledger-failed",),
-                503: ("nothing-to-average", "unavailable"),
+                503: ("nothing-to-average", "ledger-unavailable", "unavailable"),
             },
         ),
         _Operation(
@@ -233,7 +233,7 @@ def _operations() -> tuple[_Operation, ...]:
                 400: ("invalid-field",),
                 404: ("unknown-campaign",),
                 500: ("ledger-failed",),
-                503: ("overloaded", "unavailable", "stopping"),
+                503: ("overloaded", "ledger-unavailable", "unavailable", "stopping"),
             },
         ),
         _Operation(

@@ -32,6 +32,8 @@ TITLES: Final = {
     "unavailable": "Ratings cannot be stored right now",
     "stopping": "The service is stopping",
     "ledger-failed": "The ledger cannot be read",
+    "ledger-unavailable": "The ledger cannot be read right now",
+    "not-kept": "The ledger does not keep that",
     "internal-error": "Something went wrong here",
 }
 

@@ -14,7 +14,7 @@
 
 from typing import Final
 
-from molva._base.url import ResourceURL, one_of
+from molva._base.url import POSTGRESQL_OPTIONS, ResourceURL, missing_extra, one_of
 from molva.ratings.catalog.protocol import (
     Catalog,
     CatalogBrokenError,
@@ -35,11 +35,15 @@ __all__ = [
     "CatalogUnavailableError",
     "CatalogVersionError",
     "ScaleNarrowedError",
+    "migrate_catalog",
     "open_catalog",
 ]
 
 # Scheme to the options that its catalog knows.
-_OPTIONS: Final = {"sqlite": ("create",)}
+_OPTIONS: Final = {
+    "sqlite": ("create",),
+    "postgresql": POSTGRESQL_OPTIONS,
+}
 
 
 async def open_catalog(url: str) -> Catalog:
@@ -50,17 +54,47 @@ async def open_catalog(url: str) -> Catalog:
     Args:
         url: ``sqlite:///var/lib/molva/catalog.db`` is the file
             ``/var/lib/molva/catalog.db``, percent-encoded where needed. Its folder must
-            exist. ``?create=never`` refuses to make a missing file.
+            exist. ``postgresql://user@host/database`` is a schema of that database.
+            ``?create=never`` refuses to make what is missing.
 
     Raises:
-        CatalogURLError: The URL is wrong: an unknown scheme, option or value, no path.
+        CatalogURLError: The URL is wrong, or the server that it names refuses it.
         CatalogError: The catalog cannot be opened.
     """
+    parsed = _parsed(url)
+    # The import waits until it is needed: neither needs the other one's library.
+    if parsed.scheme == "postgresql":
+        with missing_extra("postgresql", CatalogURLError):
+            from molva.ratings.catalog.postgresql import PostgreSQLCatalog
+
+        return await PostgreSQLCatalog.open(parsed)
+    from molva.ratings.catalog.sqlite import SQLiteCatalog
+
+    create = parsed.option("create", one_of("auto", "never"), "auto")
+    return await SQLiteCatalog.open(str(parsed.file()), create=create == "auto")
+
+
+async def migrate_catalog(url: str) -> tuple[int, int] | None:
+    """Bring a catalog to the newest version; return the old version and the new one.
+
+    Returns:
+        None for a catalog that is migrated whenever it is opened.
+
+    Raises:
+        CatalogError: As ``open_catalog``.
+    """
+    parsed = _parsed(url)
+    if parsed.scheme == "postgresql":
+        with missing_extra("postgresql", CatalogURLError):
+            from molva.ratings.catalog.postgresql import migrate_postgresql_catalog
+
+        return await migrate_postgresql_catalog(parsed)
+    await (await open_catalog(url)).close()
+    return None
+
+
+def _parsed(url: str) -> ResourceURL:
     parsed = ResourceURL.read(url, what="catalog", file="catalog", error=CatalogURLError)
     parsed.check_scheme(_OPTIONS)
     parsed.check_options(_OPTIONS[parsed.scheme])
-    create = parsed.option("create", one_of("auto", "never"), "auto")
-    # The import waits until it is needed: another scheme does without apsw.
-    from molva.ratings.catalog.sqlite import SQLiteCatalog
-
-    return await SQLiteCatalog.open(str(parsed.file()), create=create == "auto")
+    return parsed

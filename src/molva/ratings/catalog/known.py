@@ -26,10 +26,14 @@ class KnownCampaigns:
         self._known: dict[str, Campaign] = {}
         self._revision: object = None
         self._next_look = 0.0
+        self._looking = 0
 
     def get(self, name: str) -> Campaign | None:
         """Return the campaign; None where it has to be looked up, by ``refresh``."""
-        return self._known.get(name) if self._clock.monotonic() < self._next_look else None
+        # While somebody looks, the others go on with what was known: a server that answers
+        # nothing must not hold up everybody for as long as one call may take.
+        fresh = self._looking or self._clock.monotonic() < self._next_look
+        return self._known.get(name) if fresh else None
 
     async def refresh(self) -> dict[str, Campaign]:
         """Return all campaigns by name, read anew if anything changed.
@@ -37,11 +41,16 @@ class KnownCampaigns:
         Raises:
             CatalogError: The catalog cannot be read. ``get`` goes on with what was known.
         """
-        revision = self._catalog.revision()
-        if revision != self._revision:
-            self._known = {c.name: c for c in await self._catalog.campaigns()}
-            self._revision = revision
-        self._next_look = self._clock.monotonic() + _INTERVAL
+        self._looking += 1
+        try:
+            revision = await self._catalog.revision()
+            if revision != self._revision:
+                self._known = {c.name: c for c in await self._catalog.campaigns()}
+                self._revision = revision
+        finally:
+            self._looking -= 1
+            # Also after a failure: one look a second is enough to see that it is over.
+            self._next_look = self._clock.monotonic() + _INTERVAL
         return self._known
 
     def last_known(self, name: str) -> Campaign | None:

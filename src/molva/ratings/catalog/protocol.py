@@ -104,11 +104,11 @@ class Catalog(Protocol):
         """
         ...
 
-    def revision(self) -> int:
+    async def revision(self) -> int:
         """Return a number that differs whenever any process changed anything in between.
 
-        Cheap: microseconds, no waiting. It may also differ without a change, and compares
-        only with other answers of this object.
+        Cheap: a look at a file, or one round trip. It may also differ without a change, and
+        compares only with other answers of this object.
 
         Raises:
             CatalogError: The catalog failed.

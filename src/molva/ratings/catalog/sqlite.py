@@ -134,7 +134,7 @@ class SQLiteCatalog:
         with _translated(self._path):
             return await self._writer.write(lambda connection: _store(connection, campaign))
 
-    def revision(self) -> int:
+    async def revision(self) -> int:
         """Return a number that differs whenever any process changed anything in between."""
         self._check_open()
         with _translated(self._path):

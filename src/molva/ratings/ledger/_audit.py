@@ -1,33 +1,22 @@
-"""Recomputing every number from the entries, by another road than ``apply`` took.
+"""Comparing a SQLite ledger's derived tables with its entries, and writing them anew.
 
-One fold over the entries, in order, gives each row that the derived tables should hold.
-``verify`` looks each up and compares; ``rebuild`` writes them. The fold shares no code
-with ``_apply`` and ``_corrections``: it keeps plain sums, computes the nodes of a Fenwick
-tree from what they cover, and takes nothing from a derived table.
-
-Memory grows with items and with corrections, not with ratings.
+What they should hold comes from ``_fold``.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import Final, NamedTuple, final
+from typing import Final, cast
 
 import apsw
 
+from molva.ratings.ledger._content import text_hash
+from molva.ratings.ledger._fold import Fold, FoldedEntry, Row, Value
 from molva.ratings.ledger._schema import (
-    BLOCK,
-    CHANGE,
     COMMENT,
     EXCLUSION,
-    KINDS,
-    RATING,
-    RESTORATION,
-    RETRACTION,
     SEQ_BITS,
     SEQ_MASK,
-    encode_distribution,
+    EntryRow,
     entry_checksum,
 )
 from molva.ratings.ledger.protocol import Difference
@@ -52,96 +41,13 @@ _NAMED: Final = ("campaign", "scope")
 # Rows that a rebuild collects before it writes them.
 _ROWS_A_WRITE: Final = 1_000
 
-_Value = int | str | None
-
-
-@final
-class _Row(NamedTuple):
-    """A row that a derived table should hold; ``of`` names its scope, for people."""
-
-    table: str
-    key: tuple[int, ...]
-    values: tuple[_Value, ...]
-    campaign: str
-    of: str
-
-
-@final
-class _Entry(NamedTuple):
-    """An entry as it stands in the file."""
-
-    entry_key: int
-    id: bytes | None
-    kind: int
-    rate: int | None
-    item_key: int | None
-    item_position: int | None
-    item_sum: int | None
-    campaign_position: int
-    campaign_sum: int
-    target_key: int | None
-    text_hash: bytes | None
-    accepted_at_us: int
-    applied_at_us: int
-    checksum: int | None
-
-    def is_sound(self) -> bool:
-        """Return whether all of it is as it was written."""
-        try:
-            return self.checksum in (None, entry_checksum(self[:-1]))
-        except OverflowError:
-            return False  # a value of another type or size than was ever written
-
-
-_SELECT_ENTRY: Final = f"SELECT {', '.join(_Entry._fields)} FROM entry"
-
-
-@final
-@dataclass(slots=True)
-class _Tally:
-    """A scope, counted from its first rating on."""
-
-    name: str
-    count: int = 0
-    sum: int = 0
-    distribution: Counter[int] = field(default_factory=Counter)
-    shift: Counter[int] = field(default_factory=Counter)
-    # (from_seq, position, Δcount, Δsum, count at that moment)
-    corrections: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-
-    def add(self, rate: int) -> None:
-        self.count += 1
-        self.sum += rate
-        self.distribution[rate] += 1
-
-
-@final
-@dataclass(slots=True)
-class _Rating:
-    """A rating that was amended, as it is now and where it stands."""
-
-    rate: int
-    item_key: int
-    item_position: int
-    campaign_position: int
-    retracted: bool = False
-    excluded: bool = False
-
-    def contribution(self) -> int | None:
-        return None if self.retracted or self.excluded else self.rate
-
-    def amend(self, entry: _Entry) -> bool:
-        """Let an entry have its effect; return False where it has none."""
-        before = (self.rate, self.retracted, self.excluded)
-        if self.retracted:
-            return False
-        if entry.kind == CHANGE and entry.rate is not None:
-            self.rate = entry.rate
-        elif entry.kind == RETRACTION:
-            self.retracted = True
-        elif entry.kind in (EXCLUSION, RESTORATION):
-            self.excluded = entry.kind == EXCLUSION
-        return before != (self.rate, self.retracted, self.excluded)
+_SELECT_ENTRY: Final = f"SELECT {', '.join(FoldedEntry._fields)} FROM entry"
+# In the order in which its checksum takes them, and then the checksum.
+_SELECT_ALL_OF_IT: Final = """
+    SELECT entry_key, id, kind, rate, item_key, item_position, item_sum, campaign_position,
+        campaign_sum, target_key, text_hash, accepted_at_us, applied_at_us, checksum
+    FROM entry
+"""
 
 
 def differences(connection: apsw.Connection) -> Iterator[Difference | None]:
@@ -168,7 +74,7 @@ def differences(connection: apsw.Connection) -> Iterator[Difference | None]:
     yield from _words(connection)
 
 
-def _compare(connection: apsw.Connection, row: _Row) -> Iterator[Difference]:
+def _compare(connection: apsw.Connection, row: Row) -> Iterator[Difference]:
     keys, columns = _DERIVED[row.table]
     # The first part of a key is the scope or the rating, which `of` names in words.
     where = " ".join([f"{row.of}, {row.table}", *map(str, row.key[1:])])
@@ -190,7 +96,7 @@ def rebuild(connection: apsw.Connection) -> None:
     for table in _DERIVED:
         if table not in _NAMED:
             connection.execute(f"DELETE FROM {table}")
-    rows: defaultdict[str, list[tuple[_Value, ...]]] = defaultdict(list)
+    rows: defaultdict[str, list[tuple[Value, ...]]] = defaultdict(list)
     for found in _recomputed(connection):
         if isinstance(found, Difference):
             continue  # about an entry: those are not ours to change
@@ -202,7 +108,7 @@ def rebuild(connection: apsw.Connection) -> None:
         _write(connection, table, waiting)
 
 
-def _write(connection: apsw.Connection, table: str, rows: list[tuple[_Value, ...]]) -> None:
+def _write(connection: apsw.Connection, table: str, rows: list[tuple[Value, ...]]) -> None:
     keys, columns = _DERIVED[table]
     if table in _NAMED:
         numbers = ", ".join(f"{column} = ?" for column in columns)
@@ -215,18 +121,34 @@ def _write(connection: apsw.Connection, table: str, rows: list[tuple[_Value, ...
     rows.clear()
 
 
-# ------------------------------------------------------------------------ the fold
-
-
-def _recomputed(connection: apsw.Connection) -> Iterator[_Row | Difference]:
+def _recomputed(connection: apsw.Connection) -> Iterator[Row | Difference]:
     """Yield each derived row as it should be, and what is wrong with the entries."""
+
+    def look_up(key: int) -> FoldedEntry | None:
+        row = connection.execute(f"{_SELECT_ENTRY} WHERE entry_key = ?", (key,)).fetchone()
+        return None if row is None else FoldedEntry(*row)
+
     campaigns = connection.execute("SELECT campaign_key, campaign FROM campaign").fetchall()
     keys = []
     for key, campaign in campaigns:
         assert isinstance(key, int)
         assert isinstance(campaign, str)
         keys.append(key)
-        yield from _Fold(connection, key, campaign).rows()
+        scopes = cast(
+            "list[tuple[int, str | None]]",
+            connection.execute(
+                "SELECT scope_key, item FROM scope WHERE campaign_key = ?", (key,)
+            ).fetchall(),
+        )
+        fold = Fold(key, campaign, scopes, look_up)
+        yield from fold.begin()
+        for row in connection.execute(
+            f"{_SELECT_ENTRY} WHERE entry_key BETWEEN ? AND ? ORDER BY entry_key",
+            (key << SEQ_BITS, key << SEQ_BITS | SEQ_MASK),
+        ):
+            yield from fold.take(FoldedEntry(*row))
+        yield from fold.end()
+        yield from _checksums(connection, key, campaign)
     marks = ", ".join(map(str, keys)) or "NULL"
     for (unknown,) in connection.execute(
         f"SELECT DISTINCT entry_key >> {SEQ_BITS} AS k FROM entry WHERE k NOT IN ({marks})"
@@ -234,197 +156,32 @@ def _recomputed(connection: apsw.Connection) -> Iterator[_Row | Difference]:
         yield Difference("", f"campaign {unknown}: row", None, "has entries")
 
 
-@final
-class _Fold:
-    """One campaign, entry by entry."""
-
-    def __init__(self, connection: apsw.Connection, campaign_key: int, campaign: str) -> None:
-        self._connection = connection
-        self._key = campaign_key
-        self._campaign = campaign
-        self._seq = 0
-        self._amended: dict[int, _Rating] = {}
-        self._scopes: dict[int, _Tally] = {}
-        self._whole_key = 0
-        self._whole = _Tally("campaign")
-        for scope_key, item in connection.execute(
-            "SELECT scope_key, item FROM scope WHERE campaign_key = ?", (campaign_key,)
-        ):
-            if item is None:
-                self._whole_key = scope_key
-                self._scopes[scope_key] = self._whole
-            else:
-                self._scopes[scope_key] = _Tally(f"item {item!r}")
-
-    def rows(self) -> Iterator[_Row | Difference]:
-        if not self._whole_key:
-            yield self._difference("campaign, scope: row", None, "one for the whole campaign")
-        for row in self._connection.execute(
-            f"{_SELECT_ENTRY} WHERE entry_key BETWEEN ? AND ? ORDER BY entry_key",
-            (self._key << SEQ_BITS, self._key << SEQ_BITS | SEQ_MASK),
-        ):
-            entry = _Entry(*row)
-            self._seq += 1
-            if entry.entry_key & SEQ_MASK != self._seq:
-                yield self._differs("seq", entry.entry_key & SEQ_MASK, self._seq)
-                self._seq = entry.entry_key & SEQ_MASK
-            if not entry.is_sound():
-                yield self._differs("checksum", entry.checksum, "that of its columns")
-            if entry.kind == RATING:
-                yield from self._count(entry)
-            else:
-                yield from self._amend(entry)
-            yield from self._check_running(entry)
-            if self._seq % BLOCK == 0:
-                yield self._block(self._whole_key, self._whole, self._seq)
-        yield self._row("campaign", (self._key,), (self._seq,), "campaign")
-        yield from self._scope_rows()
-
-    def _count(self, entry: _Entry) -> Iterator[_Row | Difference]:
-        rate, item_key = entry.rate, entry.item_key
-        if rate is None or item_key is None or item_key == self._whole_key:
-            yield self._differs("row", (rate, item_key), "a rate and an item")
-            return
-        item = self._scopes.get(item_key)
-        if item is None:
-            yield self._difference(f"item {item_key}: row", None, "has ratings")
-            item = self._scopes[item_key] = _Tally(f"item {item_key}")
-        self._whole.add(rate)
-        item.add(rate)
-        if entry.item_position != item.count:
-            yield self._differs("item_position", entry.item_position, item.count)
-        if entry.item_sum != item.sum:
-            yield self._differs("item_sum", entry.item_sum, item.sum)
-        if item.count % BLOCK == 0:
-            yield self._block(item_key, item, item.count)
-
-    def _check_running(self, entry: _Entry) -> Iterator[Difference]:
-        if entry.campaign_position != self._whole.count:
-            yield self._differs("campaign_position", entry.campaign_position, self._whole.count)
-        if entry.campaign_sum != self._whole.sum:
-            yield self._differs("campaign_sum", entry.campaign_sum, self._whole.sum)
-
-    def _amend(self, entry: _Entry) -> Iterator[_Row | Difference]:
-        if not RATING < entry.kind < len(KINDS):
-            yield self._differs("kind", entry.kind, "a known kind")
-            return
-        rating = self._target(entry)
-        if rating is None:
-            yield self._differs("target_key", entry.target_key, "an earlier rating")
-            return
-        if entry.kind == COMMENT:
-            return
-        assert entry.target_key is not None
-        self._amended[entry.target_key] = rating
-        before = rating.contribution()
-        if not rating.amend(entry):
-            yield self._differs("effect", KINDS[entry.kind], "no entry")
-        after = rating.contribution()
-        if before != after:
-            for scope_key, position in (
-                (self._whole_key, rating.campaign_position),
-                (rating.item_key, rating.item_position),
-            ):
-                yield self._correct(scope_key, position, before, after)
-
-    def _target(self, entry: _Entry) -> _Rating | None:
-        key = entry.target_key
-        if key is None or key >> SEQ_BITS != self._key or key >= entry.entry_key:
-            return None
-        if key in self._amended:
-            return self._amended[key]
-        row = self._connection.execute(f"{_SELECT_ENTRY} WHERE entry_key = ?", (key,)).fetchone()
-        if row is None:
-            return None
-        target = _Entry(*row)
-        if target.kind != RATING or target.rate is None:
-            return None
-        if target.item_key not in self._scopes or target.item_position is None:
-            return None
-        return _Rating(target.rate, target.item_key, target.item_position, target.campaign_position)
-
-    def _correct(
-        self, scope_key: int, position: int, before: int | None, after: int | None
-    ) -> _Row:
-        scope = self._scopes.get(scope_key, self._whole)
-        d_count = d_sum = 0
-        if before is not None:
-            scope.shift[before] -= 1
-            d_count, d_sum = d_count - 1, d_sum - before
-        if after is not None:
-            scope.shift[after] += 1
-            d_count, d_sum = d_count + 1, d_sum + after
-        scope.corrections.append((self._seq, position, d_count, d_sum, scope.count))
-        shift = encode_distribution({rate: n for rate, n in scope.shift.items() if n})
-        values = (position, before, after, scope.count, shift)
-        return self._row("correction", (scope_key, self._seq), values, scope.name)
-
-    # ---------------------------------------------------------- the rows
-
-    def _scope_rows(self) -> Iterator[_Row]:
-        for scope_key, scope in self._scopes.items():
-            values = (scope.count, scope.sum, encode_distribution(scope.distribution))
-            yield self._row("scope", (scope_key,), values, scope.name)
-            for node, from_seq, d_count, d_sum in _nodes(scope.corrections):
-                key = (scope_key, node, from_seq)
-                yield self._row("node", key, (d_count, d_sum), scope.name)
-        for entry_key, rating in self._amended.items():
-            state = (rating.rate, int(rating.retracted), int(rating.excluded))
-            yield self._row("amended", (entry_key,), state, f"entry {entry_key & SEQ_MASK}")
-
-    def _block(self, scope_key: int, scope: _Tally, after: int) -> _Row:
-        distribution = encode_distribution(scope.distribution)
-        return self._row("block", (scope_key, after // BLOCK), (distribution,), scope.name)
-
-    def _row(self, table: str, key: tuple[int, ...], values: tuple[_Value, ...], of: str) -> _Row:
-        return _Row(table, key, values, self._campaign, of)
-
-    def _differs(self, column: str, kept: object, recomputed: object) -> Difference:
-        return self._difference(f"entry {self._seq}: {column}", kept, recomputed)
-
-    def _difference(self, where: str, kept: object, recomputed: object) -> Difference:
-        return Difference(self._campaign, where, kept, recomputed)
-
-
-def _nodes(
-    corrections: list[tuple[int, int, int, int, int]],
-) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (node, from_seq, Δcount, Δsum) for each version of each node of one scope.
-
-    By definition: node k = m · 2^level with m odd covers the positions (m-1) · 2^level + 1
-    to k. It is kept from when the scope's count reaches it, or, for a power of two, from
-    the first correction after that; and again for each correction that it covers.
-    """
-    sums: defaultdict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    levels = max((count for *_, count in corrections), default=0).bit_length()
-    kept_levels = None
-    for from_seq, position, d_count, d_sum, count in corrections:
-        changed = set()
-        for level in range(levels):
-            m = -(-position >> level)  # rounded up
-            if m % 2:
-                node = m << level
-                before_count, before_sum = sums[node]
-                sums[node] = (before_count + d_count, before_sum + d_sum)
-                changed.add(node)
-        if kept_levels is not None:
-            changed.update(1 << level for level in range(kept_levels, count.bit_length()))
-        kept_levels = count.bit_length()
-        for node in sorted(changed):
-            if node.bit_length() <= kept_levels:
-                yield node, from_seq, *sums[node]
+def _checksums(connection: apsw.Connection, key: int, campaign: str) -> Iterator[Difference]:
+    """Compare each entry with the checksum beside it; entries of version 1 have none."""
+    for *row, checksum in connection.execute(
+        f"{_SELECT_ALL_OF_IT} WHERE entry_key BETWEEN ? AND ? ORDER BY entry_key",
+        (key << SEQ_BITS, key << SEQ_BITS | SEQ_MASK),
+    ):
+        try:
+            sound = checksum in (None, entry_checksum(cast(EntryRow, tuple(row))))
+        except OverflowError:
+            sound = False  # a value of another type or size than was ever written
+        if not sound:
+            seq = cast(int, row[0]) & SEQ_MASK
+            where = f"entry {seq}: checksum"
+            yield Difference(campaign, where, checksum, "that of its columns")
 
 
 def _words(connection: apsw.Connection) -> Iterator[Difference | None]:
     """Compare texts that were not erased with the hashes in their entries."""
     for table, kind in (("comment", COMMENT), ("reason", EXCLUSION)):
-        for entry_key, text, kept_kind, text_hash in connection.execute(
+        for entry_key, text, kept_kind, kept_hash in connection.execute(
             f"SELECT {table}.entry_key, text, kind, text_hash "
             f"FROM {table} LEFT JOIN entry USING (entry_key)"
         ):
             where = f"{table} of entry {entry_key & SEQ_MASK}"
             if kept_kind != kind:
                 yield Difference("", f"{where}: row", text, None)
-            elif blake2b(text.encode(), digest_size=8).digest() != text_hash:
+            elif text_hash(text) != kept_hash:
                 yield Difference("", f"{where}: text", text, "another text, by its hash")
             yield None

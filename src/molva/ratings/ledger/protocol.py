@@ -9,15 +9,17 @@ out.
 
     LedgerError
     ├── LedgerURLError             correct the configuration
+    ├── LedgerServerError          another server, or other settings of it
+    ├── LedgerUnsupportedError     ask for less, or choose a ledger that keeps more
     ├── LedgerUnavailableError     try again later; nothing was applied
     │   └── LedgerBrokenError      this process must not write to it again: start a new one
-    └── LedgerVersionError         the file is newer, or no ledger: nothing was touched
+    └── LedgerVersionError         it is newer or to be migrated, or no ledger: not touched
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, final
+from typing import Literal, Protocol, final
 
 from molva.ratings.rating import Submission
 
@@ -28,9 +30,11 @@ __all__ = [
     "LedgerCapabilities",
     "LedgerEntry",
     "LedgerError",
+    "LedgerServerError",
     "LedgerSize",
     "LedgerURLError",
     "LedgerUnavailableError",
+    "LedgerUnsupportedError",
     "LedgerVersionError",
     "Outcome",
     "Total",
@@ -44,6 +48,16 @@ class LedgerError(Exception):
 @final
 class LedgerURLError(LedgerError, ValueError):
     """The URL names no ledger, or an option that its ledger does not have."""
+
+
+@final
+class LedgerServerError(LedgerError):
+    """The server cannot keep a ledger: too old, or set to forget what it should keep."""
+
+
+@final
+class LedgerUnsupportedError(LedgerError):
+    """This ledger does not keep what would answer that; see its ``LedgerCapabilities``."""
 
 
 class LedgerUnavailableError(LedgerError):
@@ -61,7 +75,7 @@ class LedgerBrokenError(LedgerUnavailableError):
 
 @final
 class LedgerVersionError(LedgerError):
-    """The ledger was written by a newer version, or is none at all. It was not touched."""
+    """The ledger is of another version, or is none at all. It was not touched."""
 
 
 @final
@@ -82,13 +96,20 @@ class LedgerCapabilities:
 
     Attributes:
         survives: What an applied entry outlives, out of ``kill``, ``power``, ``node``.
-        history: Whether reads at an old ``as_of`` are answered.
+        history: Whether reads at every old ``as_of`` are answered, and the derived numbers
+            can be rebuilt. Without it, trusted numbers are read at an old ``as_of`` only
+            where nothing was corrected since.
+        window: How many of the last ratings of an item and of a campaign, and how many of
+            a campaign's last entries, can be read and corrected one by one; None for all.
         horizon_seconds: How long ids are remembered; None for ever.
+        ids: Whether equal ids meet in the whole ``ledger``, or in one ``campaign`` only.
     """
 
     survives: frozenset[str]
     history: bool
+    window: int | None
     horizon_seconds: float | None
+    ids: Literal["ledger", "campaign"]
 
 
 @final
@@ -222,6 +243,7 @@ class Ledger(Protocol):
             None where there is nothing to average.
 
         Raises:
+            LedgerUnsupportedError: The ledger does not keep what would answer that.
             LedgerError: The ledger failed.
         """
         ...
@@ -231,7 +253,11 @@ class Ledger(Protocol):
         ...
 
     def entries(self, campaign: str, *, since_seq: int = 0) -> AsyncIterator[LedgerEntry]:
-        """Yield the campaign's entries after ``since_seq`` in order, as they stand now."""
+        """Yield the campaign's entries after ``since_seq`` in order, as they stand now.
+
+        Raises:
+            LedgerUnsupportedError: The ledger keeps only later ones.
+        """
         ...
 
     async def size(self) -> LedgerSize:
@@ -243,7 +269,11 @@ class Ledger(Protocol):
         ...
 
     async def rebuild(self) -> None:
-        """Recompute the derived tables from the entries, in one transaction."""
+        """Recompute the derived tables from the entries, in one transaction.
+
+        Raises:
+            LedgerUnsupportedError: The ledger does not keep all entries.
+        """
         ...
 
     async def close(self) -> None:

@@ -79,9 +79,18 @@ from molva.ratings.ledger.protocol import (
 )
 from molva.ratings.rating import Submission
 
-__all__ = ["SQLiteLedger"]
+__all__ = ["BEST", "SQLiteLedger"]
 
 T = TypeVar("T")
+
+# What a ledger in SQLite can do, always.
+BEST: Final = LedgerCapabilities(
+    survives=frozenset({"kill", "power"}),  # open_sqlite sets synchronous=FULL
+    history=True,
+    window=None,
+    horizon_seconds=None,
+    ids="ledger",
+)
 
 # KiB of pages that the writing connection keeps at hand: the right-hand edges of the
 # indexes, one for each item. At 10⁶ ratings of 1,000 items SQLite's own 2,000 cost a
@@ -100,11 +109,7 @@ _VERIFY_SLICE: Final = 0.1
 class SQLiteLedger:
     """A ledger in a SQLite file. See ``Ledger`` for what each method promises."""
 
-    capabilities: Final = LedgerCapabilities(
-        survives=frozenset({"kill", "power"}),  # open_sqlite sets synchronous=FULL
-        history=True,
-        horizon_seconds=None,
-    )
+    capabilities: Final = BEST
 
     def __init__(
         self,

@@ -4,9 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -332,81 +329,3 @@ async def test_a_cancelled_verify_releases_the_file(tmp_path: Path) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await verifying
     assert not (tmp_path / "ledger.db-wal").exists(), "the last connection clears the WAL away"
-
-
-async def test_concurrent_batches_of_one_ledger_are_all_counted(tmp_path: Path) -> None:
-    async with opened(tmp_path) as ledger:
-        batches = [ratings(first, 20) for first in range(1, 1_001, 20)]
-        assert await asyncio.gather(*(apply(ledger, batch) for batch in batches + batches))
-    await assert_sound(tmp_path, entries=1_000)
-
-
-async def test_two_ledgers_on_one_file_share_a_dense_sequence(tmp_path: Path) -> None:
-    async def write(ledger: Ledger, first: int) -> None:
-        for at in range(first, first + 500, 10):
-            assert await apply(ledger, ratings(at, 10)) == {Outcome.APPLIED}
-
-    async with opened(tmp_path) as one, opened(tmp_path, commit="thread") as other:
-        await asyncio.gather(write(one, 1), write(other, 10_001))
-        assert await one.last_seq("c") == await other.last_seq("c") == 1_000
-    await assert_sound(tmp_path, entries=1_000)
-
-
-# Applies ratings from argv[2] on, argv[3] of them at a time, and says how far it came.
-WRITER = """
-import asyncio, sys
-from molva.ratings.ledger import open_ledger
-from molva.ratings.rating import Rating, Submission
-
-async def main():
-    ledger = await open_ledger(sys.argv[1])
-    at, size, end = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    while at < end:
-        batch = [
-            Submission(i.to_bytes(16, "big"), Rating("c", 1, i % 11, f"item-{i % 3}", "so"))
-            for i in range(at, min(at + size, end))
-        ]
-        await ledger.apply(batch, applied_at_us=1)
-        at += len(batch)
-        print(at, flush=True)
-    await ledger.close()
-
-asyncio.run(main())
-"""
-
-
-def writer(folder: Path, first: int, size: int, end: int) -> "subprocess.Popen[str]":
-    url = f"sqlite://{folder}/ledger.db"
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, url, str(first), str(size), str(end)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-async def test_two_processes_on_one_file_share_a_dense_sequence(tmp_path: Path) -> None:
-    async with opened(tmp_path):
-        pass
-    with writer(tmp_path, 1, 7, 2_001) as one, writer(tmp_path, 10_001, 50, 12_001) as other:
-        for process in (one, other):
-            await asyncio.to_thread(process.communicate)
-            assert process.returncode == 0
-    await assert_sound(tmp_path, entries=2 * 4_000)
-
-
-@pytest.mark.parametrize("size", [1, 40, 400])
-async def test_what_a_killed_process_had_applied_is_there(tmp_path: Path, size: int) -> None:
-    random_ = random.Random(size)
-    done = 1
-    for _ in range(4):
-        with writer(tmp_path, done, size, 10**9) as process:
-            assert process.stdout is not None
-            reached = int(await asyncio.to_thread(process.stdout.readline))
-            await asyncio.sleep(random_.random() / 5)
-            process.send_signal(signal.SIGKILL)
-            *_, last = [reached, *map(int, process.stdout.read().split())]
-        async with opened(tmp_path) as ledger:
-            # What was reported is there; of the batch under way all or nothing.
-            assert await ledger.last_seq("c") in (2 * (last - 1), 2 * (last + size - 1))
-            assert [difference async for difference in ledger.verify()] == []
-        done = last
