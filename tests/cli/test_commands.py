@@ -462,6 +462,27 @@ class TestDoctor:
         assert "unknown scheme 'kafka'" in result.stdout
         assert "s3cret" not in result.stdout + result.stderr
 
+    def test_deep_reads_what_nobody_else_would(self, run_molva: Run, data: str) -> None:
+        run_molva("doctor", "--data", data)
+        ledger = Path(data) / "ledger.db"
+        connection = apsw.Connection(str(ledger))
+        size = connection.pragma("page_size")
+        connection.pragma("wal_checkpoint(TRUNCATE)")
+        [(page,)] = connection.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'entry_by_item'"
+        )
+        connection.close()
+        with ledger.open("r+b") as file:
+            file.seek((page - 1) * size + 3)
+            file.write(b"\x00\x09")  # so many cells, and there are none
+
+        shallow = run_molva("doctor", "--data", data)
+        deep = run_molva("doctor", "--data", data, "--deep")
+
+        assert shallow.returncode == 0, shallow.stdout
+        assert deep.returncode == 3
+        assert f"{ledger}: damaged" in deep.stdout
+
     def test_memory_survives_nothing_and_says_so(self, run_molva: Run, data: str) -> None:
         result = run_molva("doctor", "--data", data, "--broker", "memory://x")
 

@@ -23,13 +23,14 @@ class Retries:
 
     Args:
         max_attempts: Hand-overs of one message before it becomes a dead letter, ≥ 1.
+        dice: Where jitter comes from; None for one of its own.
     """
 
-    def __init__(self, max_attempts: int) -> None:
+    def __init__(self, max_attempts: int, *, dice: random.Random | None = None) -> None:
         if max_attempts < 1:
             raise ValueError(f"max_attempts={max_attempts} is refused; at least 1 is accepted")
         self.max_attempts: Final = max_attempts
-        self._random = random.Random()  # jitter, no secret
+        self._random = random.Random() if dice is None else dice  # jitter, no secret
 
     @classmethod
     def of(cls, max_attempts: int | None, url: BrokerURL) -> Self:

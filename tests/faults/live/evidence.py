@@ -34,8 +34,7 @@ class Evidence:
 
     Attributes:
         rows: The ledger's ratings, by campaign and sequence number.
-        totals: (campaign, item or None) to (count, sum, distribution), as the ledger
-            keeps them.
+        totals: The totals that the ledger keeps.
         dead: Dead letters.
         stored: Messages that the broker ever took.
         duplicates: Ratings that the workers say they met again.
@@ -43,7 +42,7 @@ class Evidence:
     """
 
     rows: list[Row]
-    totals: Mapping[tuple[str, str | None], tuple[int, int, Mapping[int, int]]]
+    totals: Kept
     dead: list[Dead]
     stored: int
     duplicates: int

@@ -26,17 +26,36 @@ linear order of all operations, as for a register, is exponential and would find
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
-from tests.faults.live.client import History, Told, Totals
+from tests.faults.live.client import Told, Totals
 from tests.faults.live.evidence import Evidence, Row
 
-__all__ = ["judge"]
+__all__ = ["History", "judge"]
 
 # Examples of each kind that are shown. One bug makes thousands.
 _SHOWN: Final = 3
 
 Finding = tuple[str, str]
+
+
+class History(Protocol):
+    """What clients were told, live or simulated.
+
+    Attributes:
+        ratings: By id, what was sent first under it.
+        conflicts: Ratings under an id that stands for another one.
+        totals: Answers to ``GET /total``.
+    """
+
+    @property
+    def ratings(self) -> Mapping[bytes, Told]: ...
+
+    @property
+    def conflicts(self) -> Sequence[Told]: ...
+
+    @property
+    def totals(self) -> Sequence[Totals]: ...
 
 
 def judge(

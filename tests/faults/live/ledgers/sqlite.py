@@ -1,5 +1,6 @@
 """A ledger in a SQLite file."""
 
+from pathlib import Path
 from typing import Final
 
 import apsw
@@ -7,7 +8,7 @@ import msgspec
 
 from tests.faults.live.ledgers.content import Content, Row, Running
 
-__all__ = ["SEQ_BITS", "read_sqlite"]
+__all__ = ["SEQ_BITS", "read_file", "read_sqlite"]
 
 # An entry's key is the campaign's key and, below so many bits, its sequence number.
 SEQ_BITS: Final = 40
@@ -27,8 +28,13 @@ _TOTALS: Final = """
 
 
 async def read_sqlite(url: str) -> Content:
-    """Return what ``sqlite:///path`` holds. Its index by id is of the ratings themselves."""
-    ledger = apsw.Connection(url.removeprefix("sqlite://"), flags=apsw.SQLITE_OPEN_READONLY)
+    """Return what ``sqlite:///path`` holds."""
+    return read_file(Path(url.removeprefix("sqlite://")))
+
+
+def read_file(path: Path) -> Content:
+    """Return what a file holds. Its index by id is of the ratings themselves."""
+    ledger = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         ledger.set_busy_timeout(5_000)
         ledger.execute("BEGIN")
