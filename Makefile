@@ -22,6 +22,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests benchmarks
+	$(BIN)/mypy -p examples.scaling_out
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev.stamp

@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Final, Literal, final
 
 import apsw
-
 from examples.scaling_out.round_robin import RoundRobin
+
 from molva.messaging import MessagingError, Topic, open_topic
 from tests.faults.live.client import Client, History, Load, Pace
 from tests.faults.live.disk import Image, can_mount, limited
 from tests.faults.live.evidence import Place
-from tests.faults.live.faults import SERVERS, WEIGHTS, Planned, Saboteur, missing_tools, plan
+from tests.faults.live.faults import WEIGHTS, Planned, Saboteur, missing_tools, plan
 from tests.faults.live.fleet import Fleet, command
 from tests.faults.live.pair import Pair, Servers
 from tests.faults.live.proof import prove
@@ -204,9 +204,7 @@ def _disk(folder: Path, config: Config) -> Iterator[tuple[Path, bool]]:
         yield place, False
 
 
-async def run(
-    config: Config, folder: Path | None = None, servers: Servers | None = None
-) -> Report:
+async def run(config: Config, folder: Path | None = None, servers: Servers | None = None) -> Report:
     """Return what one run did and found.
 
     Args:

@@ -6,7 +6,6 @@ they are read through messaging.
 
 import contextlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self, final
@@ -14,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from molva.messaging import open_topic, with_options
 from molva.ratings.deployment import TOPIC
-from tests.faults.live.ledgers import Row, read_ledger
+from tests.faults.live.ledgers import Kept, Row, read_ledger
 
 __all__ = ["Dead", "Evidence", "Place", "collect"]
 

@@ -50,9 +50,7 @@ def scaled_out(pair: Pair, *, seed: int, seconds: float = 12.0) -> Config:
         Planned(seconds * 0.8, "network", (), 1.0, "cut", 1),
     ]
     if pair.broker == "kafka":
-        schedule += [
-            Planned(at, "broker", (), 0.0, "restart") for at in (seconds / 3, half + 0.2)
-        ]
+        schedule += [Planned(at, "broker", (), 0.0, "restart") for at in (seconds / 3, half + 0.2)]
     return Config(
         seed,
         seconds,

@@ -27,9 +27,7 @@ def pool() -> Iterator[Pool]:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-async def test_what_was_accepted_is_counted_once(
-    name: str, pool: Pool, tmp_path: Path
-) -> None:
+async def test_what_was_accepted_is_counted_once(name: str, pool: Pool, tmp_path: Path) -> None:
     servers = await asyncio.to_thread(pool.of, PAIRS[name])
 
     report = await run(scaled_out(PAIRS[name], seed=SEED), tmp_path / "run", servers)

@@ -12,12 +12,12 @@ breaks loudly. A new ledger is a file beside these and a row of ``_READERS``.
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from tests.faults.live.ledgers.content import Content, Row, Running
+from tests.faults.live.ledgers.content import Content, Kept, Row, Running
 from tests.faults.live.ledgers.postgresql import read_postgresql
 from tests.faults.live.ledgers.redis import read_redis
 from tests.faults.live.ledgers.sqlite import read_sqlite
 
-__all__ = ["Content", "Row", "Running", "read_ledger"]
+__all__ = ["Content", "Kept", "Row", "Running", "read_ledger"]
 
 _READERS: Final[Mapping[str, Callable[[str], Awaitable[Content]]]] = {
     "sqlite": read_sqlite,

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-__all__ = ["Content", "Row", "Running"]
+__all__ = ["Content", "Kept", "Row", "Running"]
+
+# (campaign, item or None) to (count, sum, distribution), as a ledger keeps them.
+Kept = Mapping[tuple[str, str | None], tuple[int, int, Mapping[int, int]]]
 
 
 class Running(NamedTuple):
@@ -37,12 +40,11 @@ class Content:
 
     Attributes:
         rows: Its ratings, by campaign and sequence number.
-        totals: (campaign, item or None) to (count, sum, distribution), as the ledger
-            keeps them.
+        totals: What it keeps beside them.
         known: (campaign, id) of what would be known if it came again, where a ledger keeps
             ids apart from its ratings; None where it does not.
     """
 
     rows: list[Row]
-    totals: Mapping[tuple[str, str | None], tuple[int, int, Mapping[int, int]]]
+    totals: Kept
     known: frozenset[tuple[str, bytes]] | None = None
