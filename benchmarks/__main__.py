@@ -9,6 +9,7 @@ from benchmarks.ledger import ledger
 from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
 from benchmarks.queues import queues
+from benchmarks.redis import redis
 from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
 
@@ -22,6 +23,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "ledger": ledger,
     "kafka": kafka,
     "ledgers": ledgers,
+    "redis": redis,
 }
 
 

@@ -17,8 +17,12 @@ PAGE: Final = Path(__file__).parent.parent / "docs" / "capabilities.md"
 def page() -> str:
     """Return the page."""
     columns: list[tuple[str, Capabilities]] = []
+    drivers: list[object] = []
     for scheme in known_schemes():
         driver = load_driver(BrokerURL.parse(f"{scheme}://x"))
+        if driver in drivers:
+            continue  # the same over TLS
+        drivers.append(driver)
         for kind in ("topic", "queue"):
             best = getattr(driver, f"{kind.upper()}_CAPABILITIES", None)
             if best is not None:

@@ -549,7 +549,7 @@ _ALL: Final = (
             "counted + step + d_node_count <= left_out",
             "counted + step + d_node_count < left_out",
         ),
-        tests=("tests/ratings/test_ledger.py", "-k", "trusted_window"),
+        tests=("tests/ratings/test_ledger_sqlite.py", "-k", "trusted_window"),
     ),
     Mutant(
         "no-checksum",

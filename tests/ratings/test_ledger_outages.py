@@ -187,6 +187,20 @@ async def test_a_role_that_commits_asynchronously_survives_nothing() -> None:
             assert ledger.capabilities.survives == frozenset()
 
 
+async def test_a_server_that_promises_less_than_before_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with private_postgresql() as server:
+        async with opened(server.url) as ledger:
+            await apply(ledger, *ratings(1, 10))
+            await statement(server.url, "ALTER ROLE molva SET synchronous_commit = off")
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.restart)
+            await applied_at_last(ledger, first=11, count=10)
+            assert ledger.capabilities.survives == frozenset()
+    assert any("does not survive kill, power any more" in line for line in caplog.messages)
+
+
 async def test_a_server_that_follows_is_unavailable_until_it_leads() -> None:
     with private_postgresql() as server:
         async with opened(server.url) as ledger:

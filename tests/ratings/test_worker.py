@@ -215,6 +215,35 @@ async def test_nothing_is_acknowledged_before_the_ledger_has_it(
     bench.running.cancel()
 
 
+async def test_a_slow_ledger_leaves_what_waits_in_the_broker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's memory is one batch, whatever waits and however long the ledger takes."""
+    apply = bench.ledger.apply
+    sizes: list[int] = []
+    under_way = 0
+
+    async def take_long(
+        batch: Sequence[Submission], *, applied_at_us: int
+    ) -> list[Outcome | Exception]:
+        nonlocal under_way
+        under_way += 1
+        assert under_way == 1, "a second batch was taken before the first was applied"
+        sizes.append(len(batch))
+        await asyncio.sleep(0.05)
+        outcomes = await apply(batch, applied_at_us=applied_at_us)
+        under_way -= 1
+        return outcomes
+
+    monkeypatch.setattr(bench.ledger, "apply", take_long)
+    await bench.send(*[7] * 5_000)
+    await bench.settled(30.0)
+
+    assert sum(sizes) == 5_000
+    assert max(sizes) <= worker_module._BATCH
+    assert await bench.count() == 5_000
+
+
 async def test_a_broken_ledger_ends_the_worker_and_another_goes_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

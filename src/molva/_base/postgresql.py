@@ -20,6 +20,7 @@ off is closed, never used again.
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_logger: Final = logging.getLogger("molva.postgresql")
 
 # The oldest server that is accepted: the oldest that its makers still mended in 2026.
 _OLDEST_VERSION: Final = 14
@@ -273,10 +276,17 @@ class PostgreSQL:
                 raise RefusedError(f"{self.url.shown}: {error}") from error
             raise
         try:
-            self.settings = await self._read_settings(connection)
+            settings = await self._read_settings(connection)
         except BaseException:
             connection.terminate()
             raise
+        if self.settings is not None and (lost := self.settings.survives() - settings.survives()):
+            _logger.warning(
+                "%s: what is committed does not survive %s any more: the server's settings changed",
+                self.url.shown,
+                ", ".join(sorted(lost)),
+            )
+        self.settings = settings
         return connection
 
     async def _read_settings(self, connection: asyncpg.Connection) -> ServerSettings:

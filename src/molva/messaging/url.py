@@ -298,7 +298,7 @@ def check_features(
 
 def drivers_with(feature: str, kind: Kind) -> tuple[str, ...]:
     """Return the schemes whose drivers can do it, of those whose library is there."""
-    found = []
+    found: dict[ModuleType, str] = {}
     for scheme in known_schemes():
         try:
             driver = importlib.import_module(_DRIVERS[scheme][0])
@@ -306,8 +306,8 @@ def drivers_with(feature: str, kind: Kind) -> tuple[str, ...]:
             continue
         best = getattr(driver, f"{kind.upper()}_CAPABILITIES", None)
         if best is not None and feature in best.features:
-            found.append(scheme)
-    return tuple(found)
+            found.setdefault(driver, scheme)  # a second scheme is the same over TLS
+    return tuple(found.values())
 
 
 def _owner_of(option: str, own: str) -> str | None:

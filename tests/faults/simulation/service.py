@@ -55,7 +55,7 @@ class Catalog:
     def __init__(self) -> None:
         self.down = False
 
-    def revision(self) -> int:
+    async def revision(self) -> int:
         """Return a number that never changes."""
         if self.down:
             raise CatalogUnavailableError("the catalog is away")

@@ -41,13 +41,12 @@ _NAMED: Final = ("campaign", "scope")
 # Rows that a rebuild collects before it writes them.
 _ROWS_A_WRITE: Final = 1_000
 
+# In the order that a checksum is of.
+_EVERY_COLUMN: Final = (
+    "entry_key, id, kind, rate, item_key, item_position, item_sum, campaign_position, "
+    "campaign_sum, target_key, text_hash, accepted_at_us, applied_at_us, checksum"
+)
 _SELECT_ENTRY: Final = f"SELECT {', '.join(FoldedEntry._fields)} FROM entry"
-# In the order in which its checksum takes them, and then the checksum.
-_SELECT_ALL_OF_IT: Final = """
-    SELECT entry_key, id, kind, rate, item_key, item_position, item_sum, campaign_position,
-        campaign_sum, target_key, text_hash, accepted_at_us, applied_at_us, checksum
-    FROM entry
-"""
 
 
 def differences(connection: apsw.Connection) -> Iterator[Difference | None]:
@@ -142,13 +141,16 @@ def _recomputed(connection: apsw.Connection) -> Iterator[Row | Difference]:
         )
         fold = Fold(key, campaign, scopes, look_up)
         yield from fold.begin()
-        for row in connection.execute(
-            f"{_SELECT_ENTRY} WHERE entry_key BETWEEN ? AND ? ORDER BY entry_key",
+        for *row, checksum in connection.execute(
+            f"SELECT {_EVERY_COLUMN} FROM entry WHERE entry_key BETWEEN ? AND ? ORDER BY entry_key",
             (key << SEQ_BITS, key << SEQ_BITS | SEQ_MASK),
         ):
-            yield from fold.take(FoldedEntry(*row))
+            entry = FoldedEntry._make((row[0], *row[2:10]))
+            if not _is_sound(cast("EntryRow", tuple(row)), checksum):
+                where = f"entry {entry.entry_key & SEQ_MASK}: checksum"
+                yield Difference(campaign, where, checksum, "that of its columns")
+            yield from fold.take(entry)
         yield from fold.end()
-        yield from _checksums(connection, key, campaign)
     marks = ", ".join(map(str, keys)) or "NULL"
     for (unknown,) in connection.execute(
         f"SELECT DISTINCT entry_key >> {SEQ_BITS} AS k FROM entry WHERE k NOT IN ({marks})"
@@ -156,20 +158,12 @@ def _recomputed(connection: apsw.Connection) -> Iterator[Row | Difference]:
         yield Difference("", f"campaign {unknown}: row", None, "has entries")
 
 
-def _checksums(connection: apsw.Connection, key: int, campaign: str) -> Iterator[Difference]:
-    """Compare each entry with the checksum beside it; entries of version 1 have none."""
-    for *row, checksum in connection.execute(
-        f"{_SELECT_ALL_OF_IT} WHERE entry_key BETWEEN ? AND ? ORDER BY entry_key",
-        (key << SEQ_BITS, key << SEQ_BITS | SEQ_MASK),
-    ):
-        try:
-            sound = checksum in (None, entry_checksum(cast(EntryRow, tuple(row))))
-        except OverflowError:
-            sound = False  # a value of another type or size than was ever written
-        if not sound:
-            seq = cast(int, row[0]) & SEQ_MASK
-            where = f"entry {seq}: checksum"
-            yield Difference(campaign, where, checksum, "that of its columns")
+def _is_sound(row: EntryRow, checksum: object) -> bool:
+    """Return whether all of an entry is as it was written."""
+    try:
+        return checksum in (None, entry_checksum(row))
+    except OverflowError:
+        return False  # a value of another type or size than was ever written
 
 
 def _words(connection: apsw.Connection) -> Iterator[Difference | None]:
