@@ -72,6 +72,9 @@ class Config:
         schedule: What goes wrong instead of what the seed says.
         pair: Broker and ledger; None for the embedded defaults.
         processes: HTTP processes.
+        accepted: So many accepted ratings are enough, and ``seconds`` is the most; 0: it goes
+            on for ``seconds``.
+        gives_up: One in so many unknown answers makes a client give up.
         least: The share of what is offered that must be accepted, or the run proves nothing.
     """
 
@@ -90,6 +93,8 @@ class Config:
     schedule: Sequence[Planned] | None = None
     pair: Pair | None = None
     processes: int = 2
+    accepted: int = 0
+    gives_up: int = 12
     least: float = 0.2
 
 
@@ -335,6 +340,7 @@ class _Run:
                     pace=pace,
                     items=config.items,
                     campaigns=CAMPAIGNS,
+                    gives_up=config.gives_up,
                 )
                 for number in range(config.clients)
             ]
@@ -345,7 +351,8 @@ class _Run:
         load.start()
         sabotage = asyncio.ensure_future(saboteur.follow(self._report.schedule))
         try:
-            await asyncio.sleep(config.seconds)
+            while time.monotonic() - started < config.seconds and not self._is_enough():
+                await asyncio.sleep(0.05)
             load.check()
             self._report.rate = round(history.accepted / (time.monotonic() - started), 1)
             for client in load:
@@ -365,6 +372,9 @@ class _Run:
         for task in (keeping, watching):
             if not task.cancelled():
                 task.result()
+
+    def _is_enough(self) -> bool:
+        return 0 < self._config.accepted <= self._history.accepted
 
     async def _watch(self) -> None:
         peak = self._report.peak_files
@@ -437,7 +447,9 @@ class _Run:
                 yield f"no {kind} happened, of {number} planned"
             elif saboteur.idle[kind] > max(1, number / 2):
                 yield f"{saboteur.idle[kind]} of {number} {kind} came while nothing was under way"
-        if report.accepted < self._config.rate * self._config.seconds * self._config.least:
+        config = self._config
+        least = config.accepted or config.rate * config.seconds * config.least
+        if report.accepted < least:
             yield f"only {report.accepted} ratings were accepted"
         if planned["kill"] and not report.unknown:
             yield "the outcome of every rating was known"

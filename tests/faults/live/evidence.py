@@ -72,8 +72,13 @@ class Place:
     @classmethod
     def of_files(cls, data: Path, ledger: Path, witness: Path) -> Self:
         """Return the embedded defaults; ``ledger`` may lie on another disk."""
-        urls = (f"sqlite://{file}" for file in (data / "queue.db", ledger, data / "catalog.db"))
-        return cls(data, *urls, witness)
+        return cls(
+            data=data,
+            broker=f"sqlite://{data / 'queue.db'}",
+            ledger=f"sqlite://{ledger}",
+            catalog=f"sqlite://{data / 'catalog.db'}",
+            witness=witness,
+        )
 
     @property
     def options(self) -> tuple[str, ...]:

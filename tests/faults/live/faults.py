@@ -34,7 +34,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,7 +101,11 @@ _POISON: Final[Mapping[str, bytes]] = {
 @final
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One fault: ``at`` seconds after the start, for ``seconds``. ``who``: (role, number)."""
+    """One fault: ``at`` seconds after the start, for ``seconds``. ``who``: (role, number).
+
+    ``after``: the start is when so many ratings were accepted. Where a server needs longer to
+    come back than a run was to last, "half way" is not a time.
+    """
 
     at: float
     kind: str
@@ -109,6 +113,7 @@ class Planned:
     seconds: float = 0.0
     detail: str = ""
     number: int = 0
+    after: int = 0
 
     def shown(self) -> dict[str, object]:
         """Return it as a JSON object."""
@@ -241,16 +246,16 @@ class Saboteur:
     notes: list[str] = field(default_factory=list)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
     _full: bool = False
-    # Broker and ledger may be one server, and one thing at a time happens to it.
-    _server_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Of each server, by its kind: broker and ledger may be one, and one thing at a time
+    # happens to it.
+    _turns: "defaultdict[str, asyncio.Lock]" = field(
+        default_factory=lambda: defaultdict(asyncio.Lock)
+    )
 
     async def follow(self, schedule: Sequence[Planned]) -> None:
         """Do all of it, each at its time, whatever the ones before are still doing."""
         start = time.monotonic()
-        for planned in schedule:
-            await asyncio.sleep(max(0.0, start + planned.at - time.monotonic()))
-            task = asyncio.ensure_future(self._do(planned))
-            self._tasks.add(task)
+        self._tasks = {asyncio.ensure_future(self._in_time(each, start)) for each in schedule}
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks)
 
@@ -271,6 +276,13 @@ class Saboteur:
         for server in self.servers.values():
             if not server.is_running():
                 await asyncio.to_thread(server.start)
+
+    async def _in_time(self, planned: Planned, start: float) -> None:
+        while self.history.accepted < planned.after:
+            await asyncio.sleep(0.02)
+            start = time.monotonic()
+        await asyncio.sleep(max(0.0, start + planned.at - time.monotonic()))
+        await self._do(planned)
 
     async def _do(self, planned: Planned) -> None:
         under_way = await self._busy()
@@ -517,7 +529,7 @@ class Saboteur:
             "kill": (server.kill, server.start),
             "pause": (server.pause, server.resume),
         }[planned.detail]
-        async with self._server_turn:
+        async with self._turns[server.kind.name]:
             try:
                 await _to_the_end(hit)
                 await asyncio.sleep(planned.seconds)

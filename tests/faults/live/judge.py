@@ -29,7 +29,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from tests.faults.live.client import Told, Totals
-from tests.faults.live.evidence import Evidence, Row
+from tests.faults.live.evidence import Evidence
+from tests.faults.live.ledgers import Row
 
 __all__ = ["History", "judge"]
 

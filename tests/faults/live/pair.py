@@ -116,7 +116,7 @@ class Pool:
     def of(self, pair: Pair) -> Servers:
         """Return the servers of a pair by their kind. Blocks while they start."""
         for kind in sorted(pair.kinds - self._servers.keys()):
-            self._servers[kind] = self._stack.enter_context(private_server(kind, {}))
+            self._servers[kind] = self._stack.enter_context(private_server(kind, {}, hurried=True))
         return {kind: self._servers[kind] for kind in pair.kinds}
 
     def __enter__(self) -> Self:

@@ -65,7 +65,10 @@ async def test_a_service_that_breaks_a_promise_is_found(
     found: list[str] = []
     for seed in (1, 2, 3):
         config = replace(
-            scaled_out(PAIRS["kafka-postgresql"], seed=seed, seconds=4.0),
+            scaled_out(PAIRS["kafka-postgresql"], seed=seed),
+            seconds=4.0,
+            accepted=0,
+            least=0.0,
             schedule=schedule,
             added={role: mutant},
             strict=False,

@@ -45,7 +45,10 @@ async def read_postgresql(url: str) -> Content:
             kept = await connection.fetch(_TOTALS.format(schema=schema))
     finally:
         await connection.close()
-    rows = [Row(*tuple(row)[:5], Running(*tuple(row)[5:])) for row in found]
+    rows = [
+        Row(campaign, seq, id_, item, rate, Running(*running))
+        for campaign, seq, id_, item, rate, *running in found
+    ]
     decode = msgspec.json.Decoder(dict[int, int]).decode
     totals = {}
     for campaign, item, count, sum_, block, distribution in kept:

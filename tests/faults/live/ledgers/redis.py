@@ -6,6 +6,7 @@ than its campaign's sequence is an error.
 """
 
 import struct
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -92,4 +93,5 @@ async def _totals(client: "redis.asyncio.Redis", campaign: str, start: str) -> _
 
 async def _call(client: "redis.asyncio.Redis", *command: Any) -> Any:
     """Send a command as it stands; some of the client's own methods are typed as sync."""
-    return await client.execute_command(*command)
+    execute: Callable[..., Awaitable[Any]] = client.execute_command
+    return await execute(*command)

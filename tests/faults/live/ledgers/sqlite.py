@@ -38,7 +38,10 @@ def read_file(path: Path) -> Content:
     try:
         ledger.set_busy_timeout(5_000)
         ledger.execute("BEGIN")
-        rows = [Row(*row[:5], Running(*row[5:])) for row in ledger.execute(_ROWS)]
+        rows = [
+            Row(campaign, seq, id_, item, rate, Running(*running))
+            for campaign, seq, id_, item, rate, *running in ledger.execute(_ROWS)
+        ]
         decode = msgspec.json.Decoder(dict[int, int]).decode
         totals = {
             (campaign, item): (count, sum_, decode(distribution))
