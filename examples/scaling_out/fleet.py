@@ -63,8 +63,12 @@ class Fleet:
         deadline = time.monotonic() + _READY
         for command, processes in self._processes.items():
             for number, process in enumerate(processes):
-                while _SAYS[command] not in (said := self._log(command, number).read_text()):
-                    if process.poll() is not None or time.monotonic() > deadline:
+                while True:
+                    over = process.poll() is not None or time.monotonic() > deadline
+                    said = self._log(command, number).read_text()
+                    if _SAYS[command] in said:
+                        break
+                    if over:
                         raise RuntimeError(f"molva {command} does not start: {said}")
                     time.sleep(0.05)
 

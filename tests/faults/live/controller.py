@@ -215,7 +215,7 @@ async def run(config: Config, folder: Path | None = None, servers: Servers | Non
     Args:
         config: What to do.
         folder: Where logs and history stay.
-        servers: Those of the run's pair, by kind.
+        servers: Those of the run's pair.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="molva-faults-") as temporary:
@@ -223,7 +223,7 @@ async def run(config: Config, folder: Path | None = None, servers: Servers | Non
     folder.mkdir(parents=True, exist_ok=True)
     if config.pair is not None:
         place = config.pair.place(servers or {}, folder)
-        return await _Run(config, folder, place, servers=servers or {}).run()
+        return await _Run(config, folder, place, servers=servers).run()
     with _disk(folder, config) as (disk, is_limited):
         data = disk / "data"
         data.mkdir()
@@ -245,7 +245,7 @@ class _Run:
         self._config = config
         self._folder = folder
         self._place = place
-        self._servers = config.pair.servers(servers or {}) if config.pair is not None else {}
+        self._servers = servers or {}
         skipped = {
             kind: why
             for kind, why in missing_tools(limited=is_limited).items()

@@ -246,8 +246,7 @@ class Saboteur:
     notes: list[str] = field(default_factory=list)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
     _full: bool = False
-    # Of each server, by its kind: broker and ledger may be one, and one thing at a time
-    # happens to it.
+    # Of each server: one thing at a time happens to it.
     _turns: "defaultdict[str, asyncio.Lock]" = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
     )
@@ -529,7 +528,7 @@ class Saboteur:
             "kill": (server.kill, server.start),
             "pause": (server.pause, server.resume),
         }[planned.detail]
-        async with self._turns[server.kind.name]:
+        async with self._turns[planned.kind]:
             try:
                 await _to_the_end(hit)
                 await asyncio.sleep(planned.seconds)

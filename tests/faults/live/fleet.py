@@ -152,6 +152,8 @@ class Fleet:
         assert not member.alive, member.name
         self.reap(member)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MOLVA_")}
+        # Compiling all modules anew takes longer than the rest of a start.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         # Should this process be killed, its children end by themselves.
         environment[PARENT_PIPE] = str(self._parent[0])
         with member.log.open("ab") as log:

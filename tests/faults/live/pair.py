@@ -1,8 +1,8 @@
 """Which broker stands in front of which ledger, and the servers that both need.
 
 A pair is two schemes. Its servers are of the run's own, so that they can be killed; several
-runs share them, each under names of its own: a topic, a schema, a prefix. Where broker and
-ledger are the same kind they are one server, as people have it.
+runs share them, each under names of its own: a topic, a schema, a prefix. Broker and ledger
+are two servers also where both are Redis: only so can one be away without the other.
 
 A new broker or ledger is a row of ``_BROKERS`` or ``_LEDGERS`` and, for a server of a new
 kind, one of ``tests.brokers.table``.
@@ -22,6 +22,7 @@ from tests.faults.live.evidence import Place
 
 __all__ = ["PAIRS", "Pair", "Pool", "Servers"]
 
+# By their part: "broker", "ledger". What is a file has none.
 Servers = Mapping[str, Server]
 
 # Seconds after which a consumer that died or stands still has lost what it held. Shorter than
@@ -56,9 +57,10 @@ class Pair:
         return f"{self.broker}-{self.ledger}"
 
     @property
-    def kinds(self) -> frozenset[str]:
-        """Return the kinds of servers that it needs."""
-        return frozenset({self.broker, self.ledger} - {"sqlite"})
+    def parts(self) -> dict[str, str]:
+        """Return the kind of server that each part needs: ``broker``, ``ledger``."""
+        parts = {"broker": self.broker, "ledger": self.ledger}
+        return {part: kind for part, kind in parts.items() if kind != "sqlite"}
 
     def place(self, servers: Servers, folder: Path) -> Place:
         """Return where a run in ``folder`` keeps what: all of it new."""
@@ -67,17 +69,17 @@ class Pair:
         # Not of the folder: a seed that runs again must not meet its own ratings.
         name = f"run_{uuid.uuid4().hex[:12]}"
 
-        def url(scheme: str, part: str, *, option: str) -> str:
-            if scheme == "sqlite":
-                return f"sqlite://{data}/{part}.db"
-            return with_options(servers[scheme].url, **{option: f"{name}_{part}"})
+        def url(what: str, server: Server | None, option: str) -> str:
+            if server is None:
+                return f"sqlite://{data}/{what}.db"
+            return with_options(server.url, **{option: f"{name}_{what}"})
 
-        broker = url(self.broker, "queue", option="topic")
-        ledger = url(self.ledger, "ledger", option=_LEDGERS[self.ledger])
+        broker = url("queue", servers.get("broker"), "topic")
+        ledger = url("ledger", servers.get("ledger"), _LEDGERS[self.ledger])
         # Many machines have no folder in common. Redis has no catalog, and files are the
         # defaults of whoever has one machine.
         shared = self.ledger == "postgresql" and self.broker != "sqlite"
-        catalog = url("postgresql" if shared else "sqlite", "catalog", option="schema")
+        catalog = url("catalog", servers["ledger"] if shared else None, "schema")
         return Place(
             data=data,
             broker=with_options(broker, **_BROKERS[self.broker]),
@@ -86,11 +88,6 @@ class Pair:
             witness=folder / "witness.log",
             added=(f"window={_WINDOW}",) if self.ledger == "redis" else (),
         )
-
-    def servers(self, servers: Servers) -> dict[str, Server]:
-        """Return the servers by their part: ``broker``, ``ledger``; those that are processes."""
-        parts = {"broker": self.broker, "ledger": self.ledger}
-        return {part: servers[kind] for part, kind in parts.items() if kind in servers}
 
 
 PAIRS: Final = {
@@ -111,13 +108,15 @@ class Pool:
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
-        self._servers: dict[str, Server] = {}
+        self._servers: dict[tuple[str, str], Server] = {}
 
     def of(self, pair: Pair) -> Servers:
-        """Return the servers of a pair by their kind. Blocks while they start."""
-        for kind in sorted(pair.kinds - self._servers.keys()):
-            self._servers[kind] = self._stack.enter_context(private_server(kind, {}, hurried=True))
-        return {kind: self._servers[kind] for kind in pair.kinds}
+        """Return the servers of a pair. Blocks while they start."""
+        for part, kind in pair.parts.items():
+            if (part, kind) not in self._servers:
+                server = self._stack.enter_context(private_server(kind, {}, hurried=True))
+                self._servers[part, kind] = server
+        return {part: self._servers[part, kind] for part, kind in pair.parts.items()}
 
     def __enter__(self) -> Self:
         return self

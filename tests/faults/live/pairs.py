@@ -82,7 +82,6 @@ def scaled_out(pair: Pair, *, seed: int) -> Config:
 
 def drawn(pair: Pair, *, seed: int, seconds: float, rate: float, every: float) -> Config:
     """Return a run whose faults are drawn from its seed."""
-    servers = [part for part in ("broker", "ledger") if getattr(pair, part) != "sqlite"]
     return Config(
         seed,
         seconds,
@@ -92,7 +91,7 @@ def drawn(pair: Pair, *, seed: int, seconds: float, rate: float, every: float) -
         workers=_EACH,
         processes=_EACH,
         pair=pair,
-        kinds=(*_KINDS, *servers),
+        kinds=(*_KINDS, *pair.parts),
         least=_LEAST,
     )
 
@@ -209,7 +208,7 @@ def long_pair(
 
 
 def _versions(servers: Servers) -> dict[str, str]:
-    return {kind: server.version or "unknown" for kind, server in servers.items()}
+    return {server.kind.name: server.version or "unknown" for server in servers.values()}
 
 
 def _write(results: Path, total: PairResults) -> None:
