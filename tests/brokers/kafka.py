@@ -149,7 +149,8 @@ class Kafka(Kind):
         settings |= {name.replace("_", "."): value for name, value in place.settings.items()}
         file = _properties(place)
         file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # A first letter of our own: an id that begins with a hyphen is taken for an option.
+        cluster = "M" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
         # One tier of the compiler: this JVM lives for a second.
         formatted = subprocess.run(
             [

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 from molva.messaging import (
@@ -20,7 +21,7 @@ from molva.messaging import (
     open_topic,
     with_options,
 )
-from molva.messaging.conformance import Harness, bodies, take
+from molva.messaging.conformance import Harness, bodies, eventually, take
 from molva.messaging.conformance.dying import Dying
 from molva.messaging.conformance.waiting import numbered
 from tests.brokers import Server, make_certificates, private_kafka
@@ -168,13 +169,19 @@ async def test_a_missing_topic_is_refused_within_a_second(behind: Behind) -> Non
     await _refused(url, TopicNotFoundError, "create=never was asked")
 
 
+async def _pause(server: Server) -> None:
+    """Stop a server; it may answer once more until all of its threads stand still."""
+    await asyncio.to_thread(server.pause)
+    await eventually(lambda: server.process.status() == psutil.STATUS_STOPPED)
+
+
 async def test_a_stopped_broker_is_bounded_errors_and_no_restart_of_ours(
     h: OwnKafkaHarness, behind: Behind
 ) -> None:
     topic, subscription = await h.topic(timeout=2), await h.subscription()
     await topic.send(Message(b"before"))
     assert bodies(await take(subscription, 1)) == [b"before"]
-    await asyncio.to_thread(behind.server.pause)
+    await _pause(behind.server)
     try:
         began = time.monotonic()
         with pytest.raises(UnavailableError, match="timed out"):
@@ -202,7 +209,7 @@ async def test_closing_is_bounded_while_the_broker_is_stopped(
     await topic.send_many(numbered(3))
     [first] = await take(subscription, 1)
     await first.ack()
-    await asyncio.to_thread(behind.server.pause)
+    await _pause(behind.server)
     try:
         began = time.monotonic()
         await subscription.close()

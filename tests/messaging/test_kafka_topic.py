@@ -9,10 +9,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from molva.messaging import (
+    Action,
     Delivery,
     ForkedError,
     LeaseLostError,
@@ -208,6 +215,49 @@ async def test_a_position_is_the_first_that_is_not_settled(h: KafkaHarness) -> N
     assert _position(h, "t").offset == 2
 
 
+async def test_what_retention_deleted_unread_is_an_error_in_the_log(
+    h: KafkaHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = await h.topic(lanes=1)
+    subscription = await h.subscription()
+    await topic.send_many(numbered(5))
+    [first] = await take(subscription, 1)
+    await first.ack()
+    await subscription.close()
+    admin = AdminClient(_servers(h))
+    [future] = admin.delete_records([TopicPartition(f"{h.prefix}t", 0, 3)]).values()
+    await asyncio.to_thread(future.result)
+
+    heir = await h.subscription()
+
+    assert bodies(await take(heir, 2)) == [b"4", b"5"]
+    assert "offsets 1 to 2 of partition 0 were not there any more" in caplog.text
+    stat = await heir.stat()
+    assert stat is not None
+    assert stat.pending == 2
+
+
+async def test_a_topic_that_was_made_anew_is_read_from_its_beginning(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=1), await h.subscription()
+    await topic.send_many(numbered(5))
+    await subscription.settle([(d, Action.ACK) for d in await take(subscription, 5)])
+    await subscription.close()
+    await topic.close()
+    admin = AdminClient(_servers(h))
+    [future] = admin.delete_topics([f"{h.prefix}t"]).values()
+    await asyncio.to_thread(future.result)
+    # Kafka removes a group's positions along with the topic; they may come back from a backup.
+    topic = await h.topic(lanes=1)
+    await topic.send_many(numbered(2))
+    consumer = Consumer({**_servers(h), "group.id": f"{h.prefix}t/s"})
+    consumer.commit(offsets=[TopicPartition(f"{h.prefix}t", 0, 5)], asynchronous=False)
+    consumer.close()
+
+    heir = await h.subscription()
+
+    assert bodies(await take(heir, 2)) == [b"1", b"2"]
+
+
 async def test_a_consumer_at_work_is_counted_beside_its_position(h: KafkaHarness) -> None:
     topic, subscription = await h.topic(lanes=1), await h.subscription()
     await topic.send_many(numbered(2))
@@ -350,20 +400,29 @@ async def test_consumers_that_come_and_go_all_the_time_lose_nothing(h: KafkaHarn
         await eventually(lambda: handled.keys() >= {m.id for m in sent})
 
     assert handled.keys() == {m.id for m in sent}
-    # No process died and every handler had time to end, so each came once, in order.
-    assert set(handled.values()) == {1}
-    assert all(bodies == sorted(bodies) for bodies in order.values())
+    # What a leaving consumer gives back may stand before what it has settled of another key,
+    # and that comes again; but never before what stands in front of it.
+    assert sum(handled.values()) < 1.1 * len(sent)
+    assert all(_in_order(numbers) for numbers in order.values())
+
+
+def _in_order(numbers: list[int]) -> bool:
+    """Whether every number comes for the first time behind all that are smaller."""
+    first_times = list(dict.fromkeys(numbers))
+    return first_times == sorted(first_times)
 
 
 async def test_a_fork_is_told_to_open_anew(
     h: KafkaHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subscription = await h.subscription()
+    topic, subscription = await h.topic(), await h.subscription()
     pid = os.getpid()
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: pid + 1)
         with pytest.raises(ForkedError, match="open it anew"):
             await subscription.receive(wait=0.0)
+        with pytest.raises(ForkedError, match="open it anew"):
+            await topic.send(Message(b"1"))
 
 
 async def test_late_settlements_after_a_lost_lane_are_lost(h: KafkaHarness) -> None:
@@ -387,3 +446,18 @@ async def test_a_new_topic_name_needs_no_server_of_its_own(h: KafkaHarness) -> N
         await topic.send(Message(b"1"))
     listed = AdminClient(_servers(h)).list_topics(timeout=10).topics
     assert any(each.startswith("molva-x-") and "_ce_bb_20" in each for each in listed)
+
+
+async def test_a_producer_that_met_a_fatal_error_is_replaced(h: KafkaHarness) -> None:
+    topic, subscription = await h.topic(lanes=1), await h.subscription()
+    await topic.send(Message(b"1"))
+    publisher: Any = topic._driver
+    publisher = publisher._publisher
+    first = publisher._polled
+
+    # As librdkafka reports it: this producer stores nothing more.
+    first.note(KafkaError(KafkaError._FATAL, "out of order", True))
+    await topic.send_many(numbered(2))
+
+    assert publisher._polled is not first
+    assert bodies(await take(subscription, 3)) == [b"1", b"1", b"2"]

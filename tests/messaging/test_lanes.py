@@ -498,3 +498,97 @@ def test_keys_spread_over_all_lanes(lanes: int) -> None:
 
     assert min(counts) > 100
     assert max(counts) < 400
+
+
+# Lanes that are logs of their own -----------------------------------------------------------
+
+
+def _deliver(reader: LaneReader, lane: int, *offsets: int) -> list[LaneToken]:
+    """Hand over messages of one lane, as a driver does whose lanes are read one by one."""
+    scan = Scan(offsets[0] - 1, None, 1 << lane)
+    return reader.deliver(scan, [(offset, lane) for offset in offsets], offsets[-1])
+
+
+def test_offsets_of_one_lane_say_nothing_of_another() -> None:
+    reader = LaneReader(max_open=10)
+    for lane, offset in ((0, -1), (70, 99)):
+        reader.own(Watermark(lane, offset, 0))
+    low, high = _deliver(reader, 0, 0, 1), _deliver(reader, 70, 100, 105)
+
+    for token in (low[0], *high):
+        reader.settle(token)
+    reader.advance()
+
+    marks = {mark.watermark.lane: mark.watermark.offset for mark in reader.marks()}
+    assert marks == {0: 0, 70: 105}
+
+
+def test_so_much_of_a_lane_may_be_handed_over_as_there_is_room() -> None:
+    reader = LaneReader(max_open=5)
+    reader.own(Watermark(0, 0, 0))
+    reader.own(Watermark(1, 0, 0))
+
+    tokens = _deliver(reader, 0, 1, 2, 3)
+    assert (reader.allowed(0), reader.allowed(1), reader.allowed(2)) == (2, 2, 0)
+
+    # Behind a message that is not settled a lane goes on for so long only.
+    for token in tokens[1:]:
+        reader.settle(token)
+    reader.advance()
+    assert (reader.allowed(0), reader.allowed(1)) == (2, 4)
+
+    reader.give_back(tokens[0], due=9.0, attempt=2)
+    assert (reader.allowed(0), reader.allowed(1)) == (0, 5)
+
+    reader.leave(1)
+    assert reader.allowed(1) == 0
+
+
+def test_of_all_careful_lanes_one_message_is_allowed() -> None:
+    reader = LaneReader(max_open=5)
+    reader.own(Watermark(0, 0, 0), deaths=2)
+    reader.own(Watermark(1, 0, 0), deaths=3)
+    assert (reader.allowed(0), reader.allowed(1)) == (1, 1)
+
+    _deliver(reader, 0, 1)
+
+    assert (reader.allowed(0), reader.allowed(1)) == (0, 0)
+
+
+def test_a_mark_carries_the_deaths_that_stand_beside_it() -> None:
+    reader = LaneReader(max_open=5)
+    reader.own(Watermark(0, 0, 0), deaths=1)
+
+    [begun] = reader.marks(begin=[0])
+    assert (begun.watermark.offset, begun.deaths) == (0, 2)
+    reader.wrote([begun], begin=[0])
+    assert not reader.uncounted([0])
+    assert reader.marks() == []
+
+    [token] = _deliver(reader, 0, 1)
+    [let_go] = reader.marks(let_go=[0])
+    reader.settle(token)
+    reader.advance()
+    [settled] = reader.marks()
+    assert (let_go.deaths, settled.deaths, settled.watermark.offset) == (0, 0, 1)
+
+
+def test_a_mark_that_was_written_for_a_lane_of_before_notes_nothing() -> None:
+    reader = LaneReader(max_open=5)
+    reader.own(Watermark(0, 0, 0))
+    [begun] = reader.marks(begin=[0])
+    reader.disown(0)
+    reader.own(Watermark(0, 0, 0))
+
+    reader.wrote([begun], begin=[0])
+
+    assert reader.uncounted([0])
+
+
+def test_every_lane_has_a_mark_where_all_are_asked_for() -> None:
+    reader = LaneReader(max_open=5)
+    reader.own(Watermark(0, 3, 0), deaths=1)
+
+    [mark] = reader.marks(every=True)
+
+    assert (mark.watermark.offset, mark.deaths) == (3, 1)

@@ -16,7 +16,7 @@ from molva.cli import exits
 from molva.cli.main import main
 from molva.messaging import errors, url
 from molva.messaging.conformance import Harness
-from molva.messaging.drivers import memory, sqlite
+from molva.messaging.drivers import kafka, memory, sqlite
 from molva.ratings import ledger
 from molva.ratings.ledger import protocol
 from molva.ratings.problem import TITLES
@@ -146,11 +146,11 @@ def test_every_messaging_error_is_in_the_manual() -> None:
         assert name in (errors.__doc__ or ""), name
 
 
-@pytest.mark.parametrize("driver", [memory, sqlite])
+@pytest.mark.parametrize("driver", [kafka, memory, sqlite])
 def test_every_url_option_is_in_the_manual_and_in_the_drivers_header(driver: object) -> None:
     text = manual("messaging.md")
     for kind in ("TOPIC_OPTIONS", "QUEUE_OPTIONS"):
-        for option in getattr(driver, kind):
+        for option in getattr(driver, kind, ()):
             assert f"`{option}`" in text, option
             assert f"``{option}``" in (driver.__doc__ or ""), option
 

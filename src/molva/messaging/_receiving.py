@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from dataclasses import dataclass
 from typing import Final, cast, final
 
+from molva.messaging._about import about
 from molva.messaging._ahead import Ahead
 from molva.messaging._batching import Batcher
 from molva.messaging._leases import LeaseKeeper
@@ -28,6 +29,7 @@ from molva.messaging.driver import (
     Settlement,
 )
 from molva.messaging.errors import LeaseLostError, MessagingError, UnavailableError
+from molva.messaging.message import Message
 
 __all__ = ["ReceiveCounters", "Receiving"]
 
@@ -330,13 +332,14 @@ class Receiving(Opened):
         counters = self.received
         counters.received += len(raw)
         found: list[Delivery] = []
-        buried: list[Settlement] = []
+        buried: list[tuple[Message, Settlement]] = []
         for message, attempt, token, stored_at_us in raw:
             if attempt > 1 or message.ttl is not None:
                 counters.redelivered += attempt > 1
                 reason = self._reason_to_bury(message.ttl, attempt, stored_at_us, most)
                 if reason:
-                    buried.append(Settlement(token, Action.REJECT, 0.0, reason, attempt - 1))
+                    burial = Settlement(token, Action.REJECT, 0.0, reason, attempt - 1)
+                    buried.append((message, burial))
                     continue
             found.append(Delivery(message, attempt, token, stored_at_us, self))
         if buried or self._settles_first:
@@ -359,9 +362,11 @@ class Receiving(Opened):
             )
         return ""
 
-    async def _settle_before(self, found: list[Delivery], buried: list[Settlement]) -> None:
+    async def _settle_before(
+        self, found: list[Delivery], buried: list[tuple[Message, Settlement]]
+    ) -> None:
         """Bury what must not be handed over; for at-most-once, acknowledge the rest."""
-        items = list(buried)
+        items = [burial for _, burial in buried]
         if self._settles_first:
             items += [Settlement(delivery.token, Action.ACK) for delivery in found]
         try:
@@ -375,8 +380,13 @@ class Receiving(Opened):
             for delivery, outcome in zip(found, outcomes[len(buried) :], strict=True):
                 delivery.settled = True
                 delivery.lost = outcome is Outcome.LEASE_LOST
-        for settlement in buried:
-            _logger.error("%s: a message became a dead letter: %s", self.name, settlement.reason)
+        for message, burial in buried:
+            _logger.error(
+                "%s: a message became a dead letter: %s",
+                self.name,
+                burial.reason,
+                extra=about(message, burial.attempt),
+            )
 
     def _aggregated(self, found: list[Delivery], most: int) -> list[Delivery]:
         """Put messages together, in their order, at most ``most`` into one delivery.

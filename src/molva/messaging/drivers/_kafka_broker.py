@@ -6,13 +6,13 @@ what librdkafka said on the way: a time-out alone tells nobody that the password
 
 import asyncio
 import concurrent.futures
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, final
 
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 from molva.messaging.driver import SubscriptionStat
 from molva.messaging.drivers._kafka_options import KafkaOptions, Names
 from molva.messaging.errors import (
+    ForkedError,
     IncompatibleBrokerError,
     InUseError,
     InvalidURLError,
@@ -63,6 +64,10 @@ _LEADERLESS: Final = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    # Until all brokers have heard of it.
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
 )
 # What Kafka's protocol calls the first and the next offset.
 _EARLIEST: Final = -2
@@ -103,6 +108,7 @@ class Broker:
     def __init__(self, url: BrokerURL, options: KafkaOptions) -> None:
         self.url: Final = url
         self.options: Final = options
+        self._pid = os.getpid()
         self._told: dict[int, KafkaError] = {}
         settings: dict[str, Any] = {**options.connection, "error_cb": self._hear}
         self._admin = AdminClient(settings)
@@ -120,6 +126,14 @@ class Broker:
     def close(self) -> None:
         """Let go of the connections, which end when the last reference does."""
         del self._admin
+
+    def check_process(self) -> None:
+        """Raise ForkedError in a fork: threads and connections stayed with its parent."""
+        if os.getpid() != self._pid:
+            raise ForkedError(
+                f"{self.url}: it was opened in process {self._pid}, of which this one is a fork; "
+                "open it anew"
+            )
 
     # Topics -----------------------------------------------------------------------------
 
@@ -202,47 +216,68 @@ class Broker:
         while asked:
             for at, future in self._admin.list_offsets(asked, request_timeout=_REQUEST).items():
                 try:
-                    found[at.topic, at.partition] = (await self._ask(future)).offset
-                except _RefusedError as refused:
+                    answer = await asyncio.wrap_future(future)
+                    found[at.topic, at.partition] = answer.offset
+                except KafkaException as error:
                     late = asyncio.get_running_loop().time() >= deadline
-                    if refused.code not in _LEADERLESS or late:
-                        raise
+                    if error.args[0].code() not in _LEADERLESS or late:
+                        raise self._translated(error) from error
                 else:
                     del asked[at]
             if asked:
                 await asyncio.sleep(_LOOK)
         return found
 
-    async def committed(self, group: str) -> dict[tuple[str, int], int]:
+    async def committed(self, group: str, topics: Mapping[str, int]) -> dict[tuple[str, int], int]:
         """Return the positions of a group; empty where there is no such group."""
-        asked = [ConsumerGroupTopicPartitions(group)]
-        try:
-            found = await self._ask_coordinator(
-                lambda: self._admin.list_consumer_group_offsets(asked, request_timeout=_REQUEST)
-            )
-        except _RefusedError as failure:
-            if failure.code in _NO_GROUP:
-                return {}
-            raise
-        return {
-            (at.topic, at.partition): at.offset
-            for at in found.topic_partitions or ()
-            if at.offset >= 0
-        }
+        found = await self._as_group(
+            group, lambda consumer: consumer.committed(_all_of(topics), timeout=_REQUEST)
+        )
+        return {(at.topic, at.partition): at.offset for at in found if at.offset >= 0}
 
     async def commit_first(self, group: str, positions: Mapping[tuple[str, int], int]) -> None:
         """Write down where a new group begins, unless somebody consumes it already."""
         at = [
             TopicPartition(topic, number, offset) for (topic, number), offset in positions.items()
         ]
-        asked = [ConsumerGroupTopicPartitions(group, at)]
         try:
-            await self._ask_coordinator(
-                lambda: self._admin.alter_consumer_group_offsets(asked, request_timeout=_REQUEST)
+            await self._as_group(
+                group, lambda consumer: consumer.commit(offsets=at, asynchronous=False)
             )
-        except _RefusedError as failure:
-            if failure.code not in (KafkaError.NON_EMPTY_GROUP, KafkaError.UNKNOWN_MEMBER_ID):
+        except _RefusedError as refused:
+            if refused.code not in (KafkaError.NON_EMPTY_GROUP, KafkaError.UNKNOWN_MEMBER_ID):
                 raise
+
+    async def _as_group(
+        self, group: str, ask: Callable[[Consumer], list[TopicPartition]]
+    ) -> list[TopicPartition]:
+        """Ask for a group's positions with a consumer that does not join it.
+
+        The administrator's client could be asked too. But librdkafka 2.16 aborts the process
+        (``eonce->refcnt > 0``) where a connection is lost while it asks a group's coordinator:
+        seen within seconds with connections cut all the time.
+        """
+
+        def work() -> list[TopicPartition]:
+            consumer = Consumer(self.options.consumer(group))
+            try:
+                found = ask(consumer)
+            finally:
+                consumer.close()
+            for at in found:
+                if at.error is not None:
+                    raise KafkaException(at.error)
+            return found
+
+        deadline = asyncio.get_running_loop().time() + _FIRST_REQUEST
+        while True:
+            try:
+                return await asyncio.to_thread(work)
+            except KafkaException as error:
+                late = asyncio.get_running_loop().time() >= deadline
+                if error.args[0].code() not in _LOADING or late:
+                    raise self._translated(error) from error
+            await asyncio.sleep(_LOOK)
 
     # Groups -----------------------------------------------------------------------------
 
@@ -284,7 +319,9 @@ class Broker:
         """Return what waits in a subscription."""
         topics = {names.topic: partitions, names.retry: 1}
         ends, starts, positions = await asyncio.gather(
-            self.ends(topics), self.ends(topics, earliest=True), self.committed(names.group)
+            self.ends(topics),
+            self.ends(topics, earliest=True),
+            self.committed(names.group, topics),
         )
         # What retention has deleted does not wait any more.
         pending = sum(
@@ -375,6 +412,11 @@ class Broker:
             self._admin.poll(0)  # now it says what it has heard meanwhile
             told = next((self._told[code] for code in _TELLING if code in self._told), told)
         return explained(self.url, told, self.options)
+
+
+def _all_of(topics: Mapping[str, int]) -> list[TopicPartition]:
+    """Return all partitions of topics, given the number of each."""
+    return [TopicPartition(topic, n) for topic, number in topics.items() for n in range(number)]
 
 
 @final

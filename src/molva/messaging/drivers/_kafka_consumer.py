@@ -247,45 +247,31 @@ class Poller:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._seen_at = None
-        found = consumer.committed(partitions, timeout=_ANSWER) if partitions else []
-        positions: list[Position] = []
-        for at in found:
-            offset, metadata = at.offset, at.metadata or ""
-            if offset >= 0:
-                offset = self._within(consumer, at)
-            positions.append((at.topic, at.partition, max(-1, offset), metadata))
+        found = self._committed(consumer, partitions)
+        if found is None:
+            return  # closed meanwhile
+        positions = [
+            (at.topic, at.partition, max(-1, at.offset), at.metadata or "") for at in found
+        ]
         self._post(self._events.on_owned, positions)
         consumer.incremental_assign(
             [TopicPartition(t, p, offset if offset >= 0 else -2) for t, p, offset, _ in positions]
         )
         self._post(_resolve, self.joined)
 
-    def _within(self, consumer: Consumer, at: TopicPartition) -> int:
-        """Return where to go on; say so where what was committed is not there any more."""
-        try:
-            low, high = consumer.get_watermark_offsets(at, timeout=_ANSWER)
-        except KafkaException:
-            return at.offset  # the check is no more than that
-        if at.offset < low:
-            _logger.error(
-                "%s: %d messages of partition %d were deleted by the topic's retention before "
-                "this subscription had settled them",
-                at.topic,
-                low - at.offset,
-                at.partition,
-            )
-            return low
-        if at.offset > high:
-            _logger.error(
-                "%s: partition %d ends at %d, before position %d of this subscription: the topic "
-                "was made anew, or lost its end; it is read from its beginning",
-                at.topic,
-                at.partition,
-                high,
-                at.offset,
-            )
-            return -1
-        return at.offset
+    def _committed(
+        self, consumer: Consumer, partitions: list[TopicPartition]
+    ) -> list[TopicPartition] | None:
+        """Return where partitions were committed; ask until it is known, or we are closed."""
+        if not partitions:
+            return []
+        while not self._closed:
+            try:
+                return consumer.committed(partitions, timeout=_ANSWER)
+            except KafkaException as error:
+                self._on_error(error.args[0])
+                time.sleep(_LONGEST_POLL)
+        return None
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._closed:

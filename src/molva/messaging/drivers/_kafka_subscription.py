@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
@@ -32,7 +31,7 @@ from molva.messaging.drivers._kafka_dead import DeadLetters, publish_all
 from molva.messaging.drivers._kafka_options import Names
 from molva.messaging.drivers._kafka_producer import Publisher
 from molva.messaging.drivers._kafka_records import message_of, stored_at_us
-from molva.messaging.errors import ForkedError, InUseError, MessagingError, UnavailableError
+from molva.messaging.errors import InUseError, MessagingError, UnavailableError
 from molva.messaging.message import Message
 
 __all__ = ["KafkaSubscription"]
@@ -72,6 +71,7 @@ class _Partition:
     held: dict[int, tuple[Message, int]] = field(default_factory=dict)
     paused: bool = False
     read_to: int = -1
+    first: bool = True  # nothing was read of it yet
 
 
 @final
@@ -102,7 +102,6 @@ class KafkaSubscription:
         self._origin = f"topic {url.topic}, subscription {url.subscription}"
         self._dead = DeadLetters(broker, names.dead, self._origin, clock)
         self._log = SeldomLog(_logger, clock)
-        self._pid = os.getpid()
         # By lane: that of a partition of the topic is even, that of the retry topic odd.
         self._partitions: dict[int, _Partition] = {}
         self._waiting = 0
@@ -146,7 +145,7 @@ class KafkaSubscription:
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
-        self._check_process()
+        self._broker.check_process()
         deadline = self._clock.monotonic() + wait
         while not self._closed:
             if self._refused is not None:
@@ -231,7 +230,7 @@ class KafkaSubscription:
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle hand-overs; dead letters are stored before this returns."""
-        self._check_process()
+        self._broker.check_process()
         await self._check_alive()
         rejected = [s for s in settlements if s.action is Action.REJECT]
         if rejected:
@@ -259,7 +258,7 @@ class KafkaSubscription:
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
         """Tell what is still held; a lane is owned without end."""
-        self._check_process()
+        self._broker.check_process()
         await self._check_alive()
         holds = self._reader.holds
         return [
@@ -321,7 +320,7 @@ class KafkaSubscription:
         async with self._committing:
             self._reader.advance()
             before = {m.watermark.lane: m.watermark.offset + 1 for m in self._reader.marks()}
-            committed = await self._broker.committed(self._names.group)
+            committed = await self._broker.committed(self._names.group, topics)
             positions = [(topic, partition, end, "") for (topic, partition), end in ends.items()]
             await self._poller.seek(positions)
             number = 0
@@ -340,7 +339,7 @@ class KafkaSubscription:
         await self._commit()
         topics = {self._names.topic: self._number, self._names.retry: 1}
         ends, positions = await asyncio.gather(
-            self._broker.ends(topics), self._broker.committed(self._names.group)
+            self._broker.ends(topics), self._broker.committed(self._names.group, topics)
         )
         read = await self._broker.read(
             {at: (positions.get(at, 0), end) for at, end in ends.items()},
@@ -361,6 +360,7 @@ class KafkaSubscription:
         """Commit, leave the group, let go of everything."""
         self._closed = True
         self._woken.set()
+        self._settled.set()
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
@@ -385,9 +385,9 @@ class KafkaSubscription:
             part = self._partitions.get(self._lane_of(record.topic(), record.partition()))
             if part is None:
                 continue  # it went while this was on its way
-            if offset <= part.read_to:
-                part = self._begin_anew(part, offset)
-            part.read_to = offset
+            if offset != part.read_to + 1:
+                part = self._look_at_gap(part, offset)
+            part.read_to, part.first = offset, False
             part.waiting.append(record)
             length = len(record)
             part.waiting_bytes += length
@@ -422,7 +422,7 @@ class KafkaSubscription:
             self._reader.leave(lane)
             self._drop_waiting(self._partitions[lane])
         deadline = time.monotonic() + self._broker.options.grace
-        while not set(lanes) <= set(self._reader.left()):
+        while not (self._closed or set(lanes) <= set(self._reader.left())):
             self._settled.clear()
             rest = deadline - time.monotonic()
             if rest <= 0:
@@ -482,16 +482,30 @@ class KafkaSubscription:
         self._reader.own(Watermark(lane, begin, 0), deaths=deaths)
         return lane
 
-    def _begin_anew(self, part: _Partition, offset: int) -> _Partition:
-        """A partition went back: it lost its end, and nothing of it is known any more."""
-        _logger.error(
-            "%s: partition %d of %s went back to offset %d; what was settled behind it comes again",
-            self._broker.url,
-            part.number,
-            part.topic,
-            offset,
-        )
-        return self._partitions[self._own(part.topic, part.number, offset, 0)]
+    def _look_at_gap(self, part: _Partition, offset: int) -> _Partition:
+        """Say what a record means that is not the next one."""
+        if offset <= part.read_to:
+            # The topic was made anew, or lost its end with a leader that was not in sync.
+            # Nothing that is known of it holds any more.
+            _logger.error(
+                "%s: partition %d of %s went back to offset %d; what was settled behind it comes "
+                "again",
+                self._broker.url,
+                part.number,
+                part.topic,
+                offset,
+            )
+            return self._partitions[self._own(part.topic, part.number, offset, 0)]
+        if part.first and part.read_to >= 0:
+            _logger.error(
+                "%s: offsets %d to %d of partition %d were not there any more: messages that the "
+                "topic's retention deleted unread, unless it is compacted or has transactions",
+                self._broker.url,
+                part.read_to + 1,
+                offset - 1,
+                part.number,
+            )
+        return part
 
     def _forget(self, lanes: Iterable[int]) -> None:
         """Forget lanes. Tokens of them are stale from now on."""
@@ -597,10 +611,3 @@ class KafkaSubscription:
     def _lose_all(self) -> None:
         """Kafka has given our lanes to others; the thread is about to hear of it too."""
         self.on_lost([(part.topic, part.number) for part in self._partitions.values()])
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise ForkedError(
-                f"{self._broker.url}: it was opened in process {self._pid}, of which this one is "
-                "a fork; open it anew"
-            )

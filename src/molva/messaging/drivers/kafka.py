@@ -177,9 +177,11 @@ async def _find_subscription(broker: Broker, names: Names, facts: TopicFacts) ->
     """Make the subscription's position and topics where they are missing and may be made."""
     url = broker.url
     committed, dead, retry = await asyncio.gather(
-        broker.committed(names.group), broker.partitions(names.dead), broker.partitions(names.retry)
+        broker.committed(names.group, {names.topic: facts.partitions}),
+        broker.partitions(names.dead),
+        broker.partitions(names.retry),
     )
-    known = any(topic == names.topic for topic, _ in committed)
+    known = bool(committed)
     if url.create == "never" and not (known and dead and retry):
         raise TopicNotFoundError(
             f"{url}: topic {url.topic!r} has no subscription {url.subscription!r}, and "
@@ -232,6 +234,7 @@ class KafkaTopic:
 
     async def send_batch(self, messages: Sequence[Message]) -> Sequence[Outcome | MessagingError]:
         """Store messages in their order; some may fail alone."""
+        self._broker.check_process()
         topic = self._topic
         results = await self._publisher.publish([record_of(topic, message) for message in messages])
         if not any(results):  # not count(None): an error cannot be compared with it
@@ -262,7 +265,7 @@ class KafkaTopic:
     async def remove_subscription(self, subscription: str) -> bool:
         """Remove a subscription that nobody consumes."""
         names = Names.of(self._name, subscription)
-        if not await self._broker.committed(names.group):
+        if not await self._broker.committed(names.group, {self._topic: self._partitions}):
             return False
         await self._broker.remove_group(names.group)
         await self._broker.remove_topics([names.dead, names.retry])
