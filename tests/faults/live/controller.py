@@ -108,7 +108,7 @@ class Report:
         recovery_seconds: From the end of the last fault until all was counted.
         silence_seconds: The longest time in which no client was told anything good.
         duplicates: Ratings that the workers met again, and did not count.
-        redelivered: Of these, the ones that no client had sent twice.
+        redelivered: Messages that the broker handed over again.
     """
 
     config: Config

@@ -37,6 +37,7 @@ class Evidence:
         dead: Dead letters.
         stored: Messages that the broker ever took.
         duplicates: Ratings that the workers say they met again.
+        received: Messages that the workers say they were given.
         known: (campaign, id) of what the ledger would know again, where it keeps that apart.
     """
 
@@ -45,6 +46,7 @@ class Evidence:
     dead: list[Dead]
     stored: int
     duplicates: int
+    received: int = 0
     known: frozenset[tuple[str, bytes]] | None = None
 
 
@@ -107,11 +109,17 @@ async def collect(place: Place) -> Evidence:
         stat = await topic.stat()
         assert stat is not None
     return Evidence(
-        content.rows, content.totals, dead, stat.stored, _duplicates(place.witness), content.known
+        rows=content.rows,
+        totals=content.totals,
+        dead=dead,
+        stored=stat.stored,
+        duplicates=_told(place.witness, "DUPLICATE"),
+        received=_told(place.witness, "RECEIVED"),
+        known=content.known,
     )
 
 
-def _duplicates(witness: Path) -> int:
+def _told(witness: Path, what: str) -> int:
     with contextlib.suppress(FileNotFoundError):
-        return sum(map(int, re.findall(r"DUPLICATE=(\d+)", witness.read_text())))
+        return sum(map(int, re.findall(rf"{what}=(\d+)", witness.read_text())))
     return 0

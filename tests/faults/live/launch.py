@@ -2,8 +2,8 @@
 
 python launch.py ADDED[,ADDED…] COMMAND ARGUMENT…
 
-    witness=FILE          a worker appends a line for each batch: how many ratings it
-                          applied, and how many it met again
+    witness=FILE          a worker appends a line for each batch: how many messages it was
+                          given, how many ratings it applied, and how many it met again
     window=RATINGS        a ledger in Redis keeps so many ratings of an item and of a campaign one
                           by one: all of a run, so that the checker sees all
     wall=SECONDS          the wall clock goes wrong by so much
@@ -68,6 +68,15 @@ def witness(path: str) -> None:
         return outcomes
 
     _put(ledger, "apply", apply)
+    receive = Subscription.receive
+
+    async def receive_and_tell(self: Subscription, *args: Any, **kwargs: Any) -> list[Delivery]:
+        deliveries = await receive(self, *args, **kwargs)
+        if deliveries:
+            os.write(descriptor, f"RECEIVED={len(deliveries)}\n".encode())
+        return deliveries
+
+    _put(Subscription, "receive", receive_and_tell)
 
 
 def window(ratings: str) -> None:

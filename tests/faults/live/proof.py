@@ -41,11 +41,12 @@ class Proof:
 
     @property
     def redelivered(self) -> int:
-        """How many ratings the broker delivered again, as far as the witness saw."""
-        # What the broker took beyond one message an id was sent twice by a client.
-        found = self.evidence
-        ids = {row.id for row in found.rows} | {letter.id for letter in found.dead}
-        return max(0, found.duplicates - (found.stored - len(ids)))
+        """How many messages the broker handed over again, as far as the witness saw.
+
+        Not the duplicates: those are also what clients sent twice, and not what a worker had
+        been given and not counted when it died.
+        """
+        return max(0, self.evidence.received - self.evidence.stored)
 
 
 async def prove(
