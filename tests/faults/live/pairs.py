@@ -33,9 +33,9 @@ _KINDS: Final = ("kill", "pause", "network", "clock", "poison", "storm", "termin
 _COMING_AND_GOING: Final = 2.0
 
 # Ratings of a short run, and the seconds in which they have to be accepted. Kafka takes some
-# twelve to start twice, and four times as many where others need the machine, too.
-_ENOUGH: Final = 1_500
-_AT_MOST: Final = 75.0
+# eight to start twice, and ten times as many where others need the machine, too.
+_ENOUGH: Final = 900
+_AT_MOST: Final = 120.0
 
 # Of ratings that are offered in a long run, those that have to be accepted. A broker that is
 # away for half of a run is a hard one; with fewer than this there was hardly a run.

@@ -18,6 +18,9 @@ from tests.faults.live.pairs import scaled_out
 
 SEED = 20_26
 
+# Seconds. Starting Kafka and a dozen processes takes a busy machine ten times as long.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
