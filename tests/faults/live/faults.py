@@ -64,7 +64,7 @@ WEIGHTS: Final[dict[str, float]] = {
 }
 
 # What is added to these where broker and ledger are servers.
-SERVERS: Final[dict[str, float]] = {"broker": 1, "ledger": 1}
+SERVERS: Final[dict[str, float]] = {"broker": 0.4, "ledger": 0.4}
 
 # What is done to a server. A restart is an orderly one.
 _SERVER: Final = ("restart", "kill", "pause")
@@ -246,6 +246,8 @@ class Saboteur:
     notes: list[str] = field(default_factory=list)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
     _full: bool = False
+    # Poison of which it is open whether the broker has it.
+    _unsent: dict[bytes, Message] = field(default_factory=dict)
     # Of each server: one thing at a time happens to it.
     _turns: "defaultdict[str, asyncio.Lock]" = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
@@ -275,6 +277,7 @@ class Saboteur:
         for server in self.servers.values():
             if not server.is_running():
                 await asyncio.to_thread(server.start)
+        await self._send_poison()
 
     async def _in_time(self, planned: Planned, start: float) -> None:
         while self.history.accepted < planned.after:
@@ -469,17 +472,24 @@ class Saboteur:
     async def _poison(self, planned: Planned) -> str | None:
         for number in range(planned.number):
             id_ = os.urandom(16)
-            message = Message(_POISON[planned.detail], id_, f"default/item-{number}")
+            self._unsent[id_] = Message(_POISON[planned.detail], id_, f"default/item-{number}")
+        # What is not sent when the run ends is sent when all is healed.
+        sent = await self._send_poison()
+        return None if sent else "the broker took no poison for long"
+
+    async def _send_poison(self) -> bool:
+        """Send what is not known to be sent; return whether all of it was."""
+        for id_, message in list(self._unsent.items()):
             for _ in range(40):
                 self.poisoned[id_] = self.poisoned.get(id_, 0) + 1
                 try:
                     await self.topic.send(message)
-                    break
                 except MessagingError:
                     await asyncio.sleep(0.5)
-            else:
-                return "the broker took no poison for long"
-        return None
+                else:
+                    self._unsent.pop(id_, None)
+                    break
+        return not self._unsent
 
     async def _storm(self, planned: Planned) -> str | None:
         end = time.monotonic() + planned.seconds

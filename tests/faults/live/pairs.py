@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -103,6 +103,7 @@ class PairResults:
 
     Attributes:
         servers: Versions of broker and ledger.
+        redelivered: Messages that the broker handed over again.
         violations: What was found, each with the seed under which it was.
         vacuous: Runs that proved nothing, likewise.
     """
@@ -131,6 +132,13 @@ class PairResults:
     violations: list[str] = field(default_factory=list)
     vacuous: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    def shown(self) -> dict[str, Any]:
+        """Return them as a JSON object."""
+        shown = {name: getattr(self, name) for name in self.__slots__}
+        for name in ("answers", "faults", "exits"):
+            shown[name] = dict(sorted(shown[name].items()))
+        return shown
 
     def add(self, report: Report) -> None:
         """Add a run."""
@@ -214,6 +222,6 @@ def _versions(servers: Servers) -> dict[str, str]:
 def _write(results: Path, total: PairResults) -> None:
     document: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     pairs: Mapping[str, Any] = document.get("pairs", {})
-    document["pairs"] = dict(sorted({**pairs, total.pair: asdict(total)}.items()))
+    document["pairs"] = dict(sorted({**pairs, total.pair: total.shown()}.items()))
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(document, indent=2) + "\n")
