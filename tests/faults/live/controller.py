@@ -265,6 +265,9 @@ class _Run:
         self._topic: Topic | None = None
         self._is_limited = is_limited
         self._healed_at = 0.0
+        # Seconds until all are at work again when all is healed; a first start may take
+        # longer. Consumers of servers wait for those that died to be missed.
+        self._starting = 20.0 if config.pair is None else 30.0
 
     async def run(self) -> Report:
         report = self._report
@@ -321,7 +324,7 @@ class _Run:
             self._ports = [self._balancer.port]
         for _ in range(self._config.workers):
             self._fleet.add("work", added=self._added("work"))
-        if not await self._fleet.all_ready(seconds=20):
+        if not await self._fleet.all_ready(seconds=self._starting * 3):
             raise RuntimeError(f"the service does not start; see {self._folder}")
         # For the poison. Opened now, because a full disk would not let it be opened later.
         self._topic = await open_topic(self._place.topic_url)
@@ -361,7 +364,7 @@ class _Run:
             await asyncio.gather(sabotage, return_exceptions=True)
             await saboteur.heal()
             self._healed_at = time.monotonic()
-            if not await self._fleet.all_ready(seconds=20):
+            if not await self._fleet.all_ready(seconds=self._starting):
                 self._report.violations.append("healed, and yet not every process is at work")
             await load.stop(seconds=15)
         finally:
