@@ -43,7 +43,7 @@ from molva.messaging.drivers._redis_waiting import (
 from molva.messaging.errors import TopicNotFoundError, UnavailableError
 from molva.messaging.message import Message
 
-__all__ = ["RedisSubscription", "dead_letters_of"]
+__all__ = ["RedisSubscription", "dead_letters_of", "stat_of"]
 
 _logger: Final = logging.getLogger("molva.messaging")
 
