@@ -484,8 +484,11 @@ class Receiving(Opened):
             return await self._settle_batch(items)
         if len(items) == 1:
             return [await self._settles.submit(items[0])]
+        results = await self._settles.submit_many(items)
+        if results.count(Outcome.SETTLED) == len(items):
+            return cast(list[Outcome], results)
         outcomes = []
-        for result in await self._settles.submit_many(items):
+        for result in results:
             if isinstance(result, BaseException):
                 raise result
             outcomes.append(result)

@@ -24,12 +24,14 @@ from molva.messaging.message import NO_HEADERS, Message
 __all__ = [
     "MAX_OVERHEAD_BYTES",
     "TOMBSTONE",
+    "PlainRecord",
     "Record",
     "dead_letter_of",
     "message_of",
     "messages_of",
     "record_of",
     "record_of_dead",
+    "records_of",
     "stored_at_us",
     "stored_at_us_of",
 ]
@@ -63,15 +65,27 @@ class Record(NamedTuple):
     headers: Headers
 
 
+# The same without names: made by the thousand, in a fifth of the time.
+PlainRecord = tuple[str, bytes | None, bytes | None, Headers]
+
+
 def record_of(topic: str, message: Message) -> Record:
     """Return the record of a message."""
-    key = message.key
-    return Record(
-        topic,
-        None if key is None else key.encode(),
-        message.body,
-        _headers_of(message) if message.headers or message.ttl else [(_ID, message.id)],
-    )
+    [record] = records_of(topic, [message])
+    return Record(*record)
+
+
+def records_of(topic: str, messages: Iterable[Message]) -> list[PlainRecord]:
+    """Return the record of each message."""
+    return [
+        (
+            topic,
+            None if (key := message.key) is None else key.encode(),
+            message.body,
+            _headers_of(message) if message.headers or message.ttl else [(_ID, message.id)],
+        )
+        for message in messages
+    ]
 
 
 def _headers_of(message: Message) -> Headers:
