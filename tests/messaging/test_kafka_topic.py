@@ -359,7 +359,7 @@ async def test_a_loop_that_stands_still_is_not_flooded(
     driver: Any = subscription._driver
     poller = driver._poller
 
-    time.sleep(1.0)  # noqa: ASYNC251 - as a handler that computes
+    time.sleep(1.0)  # as a handler that computes does
     told = poller._records_told - poller._records_heard
     got = await take(subscription, len(sent))
 
