@@ -9,14 +9,18 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import litequeue
 import persistqueue
+from opentelemetry import propagate
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import SpanKind, set_span_in_context
 
 from benchmarks.report import Report
 from molva.messaging import Action, Delivery, Message, open_queue, open_subscription, open_topic
+from molva.messaging import sync as blocking
 from molva.messaging.driver import Settlement
 from molva.messaging.telemetry import OpenTelemetry
 
@@ -46,18 +50,8 @@ def queues() -> None:
     report.ratio(
         f"{CONSUMERS} consumers, take and settle, messages/s / persist-queue", ours, persist, "5"
     )
-    for name, limit, measure in (
-        ("a single awaited send", "4", _send_one),
-        ("send_many, 1,000 at once", "1", _send_many),
-        ("receive, 1,000 at once", "1", _receive),
-        ("the same send, traced by OpenTelemetry", "", _send_traced),
-    ):
-        costs = [asyncio.run(measure()) for _ in range(TURNS)]
-        report.add(
-            f"portable layer over the bare driver: {name}",
-            f"{statistics.median(costs):.2f} µs",
-            f"{min(costs):.2f} to {max(costs):.2f}" + (f"; asked: under {limit}" if limit else ""),
-        )
+    _layer(report)
+    _blocking(report)
     _compare(report, "a delivery, 10 subscriptions / 1", _fan_out, 10, 1)
     _compare(report, "a message taken and settled, 10⁶ waiting / 10⁴", _deep, 1_000_000, 10_000)
     _compare(report, "a message through run(64), 10⁵ keys / 10", _keys, 100_000, 10)
@@ -67,6 +61,114 @@ def queues() -> None:
         "sending in batches of 10,000 among it",
     )
     report.write()
+
+
+def _layer(report: Report) -> None:
+    """Add what the portable layer costs, without a tracer and with one, in turns."""
+    measures: tuple[tuple[str, str, Callable[[OpenTelemetry | None], Awaitable[float]]], ...] = (
+        ("a single awaited send", "4", _send_one),
+        ("send_many, 1,000 at once", "1", _send_many),
+        ("receive, 1,000 at once", "1", _receive),
+    )
+    costs: dict[tuple[str, bool], list[float]] = {}
+    spans = []
+
+    async def run(
+        measure: Callable[[OpenTelemetry | None], Awaitable[float]], traced: bool
+    ) -> float:
+        return await measure(OpenTelemetry(TracerProvider()) if traced else None)
+
+    for _ in range(TURNS):
+        for name, _limit, measure in measures:
+            for traced in (False, True):
+                found = asyncio.run(run(measure, traced))
+                costs.setdefault((name, traced), []).append(found)
+        spans.append(_bare_span())
+    for name, limit, _measure in measures:
+        for traced in (False, True):
+            found_all = costs[name, traced]
+            report.add(
+                f"portable layer over the bare driver: {name}"
+                + (", traced by OpenTelemetry" if traced else ""),
+                f"{statistics.median(found_all):.2f} µs",
+                f"{min(found_all):.2f} to {max(found_all):.2f}; "
+                f"asked: under {limit}{' untraced' if traced else ''}",
+            )
+    report.add(
+        "of it OpenTelemetry's own: a span with as many attributes, its context injected",
+        f"{statistics.median(spans):.2f} µs",
+        f"{min(spans):.2f} to {max(spans):.2f}; once a send, once a send_many",
+    )
+
+
+def _blocking(report: Report) -> None:
+    """Add what a call costs from blocking code, from one thread and eight, and from a task."""
+    costs: dict[tuple[str, str], list[float]] = {}
+    for _ in range(TURNS):
+        turn = {"a task": asyncio.run(_calls_of_a_task())}
+        turn |= {f"{n} threads" if n > 1 else "1 thread": _calls_of_threads(n) for n in (1, 8)}
+        for who, found in turn.items():
+            for what, cost in found.items():
+                costs.setdefault((what, who), []).append(cost)
+    for (what, who), found_all in costs.items():
+        beside = statistics.median(costs[what, "a task"])
+        report.add(
+            f"{what}, memory, {'awaited by' if who == 'a task' else 'blocking, from'} {who}",
+            f"{statistics.median(found_all):.2f} µs",
+            f"{min(found_all):.2f} to {max(found_all):.2f}; "
+            f"{statistics.median(found_all) / beside:.1f} times a task's",
+        )
+
+
+async def _calls_of_a_task(number: int = 2_000) -> dict[str, float]:
+    """Return µs a message for each kind of call."""
+    url = f"memory://bench-{next(_names)}?queue=q"
+    async with await open_queue(url) as queue:
+        started = time.perf_counter()
+        for _ in range(number):
+            await queue.send(Message(BODY))
+        sent = time.perf_counter()
+        for _ in range(number):
+            [delivery] = await queue.receive(1)
+            await delivery.ack()
+        taken = time.perf_counter()
+        for _ in range(number // 1_000):
+            await queue.send_many([Message(BODY) for _ in range(1_000)])
+        ended = time.perf_counter()
+    return _by_call(number, started, sent, taken, ended)
+
+
+def _calls_of_threads(threads: int, number: int = 2_000) -> dict[str, float]:
+    """Return µs a message for each kind of call, all threads together."""
+    url = f"memory://bench-{next(_names)}?queue=q"
+    with blocking.open_queue(url) as queue, ThreadPoolExecutor(threads) as pool:
+
+        def send(_: int) -> None:
+            for _ in range(number // threads):
+                queue.send(Message(BODY))
+
+        def take(_: int) -> None:
+            for _ in range(number // threads):
+                [delivery] = queue.receive(1)
+                delivery.ack()
+
+        def send_many(_: int) -> None:
+            for _ in range(number // 1_000):
+                queue.send_many([Message(BODY) for _ in range(1_000 // threads)])
+
+        times = [time.perf_counter()]
+        for work in (send, take, send_many):
+            list(pool.map(work, range(threads)))
+            times.append(time.perf_counter())
+    return _by_call(number, *times)
+
+
+def _by_call(number: int, *times: float) -> dict[str, float]:
+    names = ("a single send", "a single receive and its ack", "send_many, a message of 1,000")
+    return {
+        name: (end - start) / number * 1e6
+        for name, (start, end) in zip(names, itertools.pairwise(times), strict=True)
+    }
 
 
 def _compare(
@@ -150,15 +252,7 @@ def _persistqueue(folder: Path, messages: int) -> float:
 # What the portable layer costs: the same calls on the memory driver, with and without it.
 
 
-async def _send_one() -> float:
-    return await _send_costs(tracing=None)
-
-
-async def _send_traced() -> float:
-    return await _send_costs(tracing=OpenTelemetry(TracerProvider()))
-
-
-async def _send_costs(tracing: OpenTelemetry | None, number: int = 10_000) -> float:
+async def _send_one(tracing: OpenTelemetry | None, number: int = 10_000) -> float:
     messages = [Message(BODY) for _ in range(number)]
     url = f"memory://bench-{next(_names)}?topic=t"
     async with await open_topic(url, tracing=tracing) as topic:
@@ -178,14 +272,26 @@ async def _send_costs(tracing: OpenTelemetry | None, number: int = 10_000) -> fl
         return (time.perf_counter() - started - bare) / number * 1e6
 
 
-async def _send_many(number: int = 50_000) -> float:
+def _bare_span(number: int = 10_000) -> float:
+    """Return µs for what no tracer of a send can do without, and nothing else."""
+    tracer = TracerProvider().get_tracer("bench")
+    attributes = {f"messaging.attribute_{n}": "memory" for n in range(5)}
+    started = time.perf_counter()
+    for _ in range(number):
+        span = tracer.start_span("send t", kind=SpanKind.PRODUCER, attributes=attributes)
+        propagate.inject({}, set_span_in_context(span))
+        span.end()
+    return (time.perf_counter() - started) / number * 1e6
+
+
+async def _send_many(tracing: OpenTelemetry | None, number: int = 50_000) -> float:
     spent = {True: 0.0, False: 0.0}
     for at in range(number // 1_000):
         # A topic of its own each time, so that neither finds more memory in use.
         url = f"memory://bench-{next(_names)}?topic=t"
         for portable in (at % 2 == 0, at % 2 == 1):
             messages = [Message(BODY) for _ in range(1_000)]
-            async with await open_topic(url) as topic:
+            async with await open_topic(url, tracing=tracing) as topic:
                 await topic.send(messages[0])  # its batcher has begun
                 send = topic.send_many if portable else topic._driver.send_batch
                 gc.collect()
@@ -195,9 +301,9 @@ async def _send_many(number: int = 50_000) -> float:
     return (spent[True] - spent[False]) / number * 1e6
 
 
-async def _receive(number: int = 50_000) -> float:
+async def _receive(tracing: OpenTelemetry | None, number: int = 50_000) -> float:
     url = f"memory://bench-{next(_names)}?queue=q"
-    async with await open_queue(url) as queue:
+    async with await open_queue(url, tracing=tracing) as queue:
         driver = queue._driver
         costs = []
         for portable in (False, True):

@@ -4,8 +4,8 @@ import asyncio
 import secrets
 
 import pytest
-
 import redis
+
 from molva.messaging import with_options
 from molva.messaging.conformance import Harness, QueueConformance, TopicConformance
 from molva.messaging.drivers import _redis_queue, _redis_subscription

@@ -5,8 +5,8 @@ import secrets
 import string
 
 import pytest
-
 import redis
+
 from molva.messaging import (
     InvalidURLError,
     Message,

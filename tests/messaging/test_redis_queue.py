@@ -4,8 +4,8 @@ import asyncio
 import secrets
 
 import pytest
-
 import redis
+
 from molva.messaging import (
     Message,
     Queue,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import redis
+
 from molva._base import redis_server
 from molva.messaging import (
     Delivery,

@@ -7,8 +7,8 @@ import string
 from collections.abc import Iterator
 
 import pytest
-
 import redis
+
 from molva._base.redis_server import UnreachableServerError
 from molva.messaging import (
     Action,

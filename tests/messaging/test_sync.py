@@ -1,5 +1,6 @@
 """The synchronous surface: generated, and the same promises from any thread."""
 
+import asyncio
 import itertools
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from molva.messaging import (
     QueueFullError,
     SendManyError,
 )
+from molva.messaging._portal import portal
 from molva.messaging.sync import Delivery, open_queue, open_subscription, open_topic
 
 ROOT = Path(__file__).parent.parent.parent
@@ -216,3 +218,37 @@ time.sleep(60)
                     assert found[0].message.body == b"1"
             finally:
                 os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_an_interrupted_receive_ends_on_the_loop_too_and_takes_nothing(base: str) -> None:
+    class InterruptedByTestError(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedByTestError
+
+    with open_queue(f"{base}?queue=q") as queue:
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(InterruptedByTestError):
+                queue.receive(1, wait=20.0)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+        queue.send(Message(b"1"))
+        began = time.monotonic()
+        [delivery] = queue.receive(1)
+        delivery.ack()
+
+    assert delivery.attempt == 1
+    assert time.monotonic() - began < 5.0
+
+
+def test_a_cancelled_call_raises_what_threads_know() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(CancelledError):
+        portal().call(cancelled())
+    assert portal().call(asyncio.sleep(0, "the loop goes on")) == "the loop goes on"

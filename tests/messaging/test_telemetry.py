@@ -7,7 +7,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 
 from molva.messaging import (
@@ -81,7 +81,26 @@ async def test_many_sent_at_once_are_one_span(
         deliveries = await queue.receive(2)
     [span] = exported.get_finished_spans()
     assert dict(span.attributes or {})["messaging.batch.message_count"] == 2
-    assert len({d.message.headers["traceparent"] for d in deliveries}) == 1
+    assert span.kind is SpanKind.PRODUCER
+    assert span.context is not None
+    [parent] = {d.message.headers["traceparent"] for d in deliveries}
+    assert f"{span.context.span_id:016x}" in parent
+
+
+async def test_many_sent_at_once_keep_what_is_theirs(tracing: OpenTelemetry) -> None:
+    url = f"memory://telemetry-{next(_names)}?queue=q&discipline=priority"
+    sent = [
+        Message(b"1", key="k", headers={"own": "kept"}, priority=3, delay=0.0, ttl=60.0),
+        Message(b"2"),
+    ]
+    async with await open_queue(url, tracing=tracing) as queue:
+        await queue.send_many(sent)
+        got = [delivery.message for delivery in await queue.receive(2)]
+    assert dict(sent[1].headers) == {}  # the sender's own is as it was
+    for before, after in zip(sent, got, strict=True):
+        assert set(after.headers) == {*before.headers, "traceparent"}
+        own = {name: after.headers[name] for name in before.headers}
+        assert after.with_headers(own) == before
 
 
 async def test_what_fails_is_an_error_in_its_span(

@@ -60,6 +60,10 @@ class Batcher(Generic[T, R]):
         self._items: list[T] = []
         # Who waits for them, in the same order: a future for one, a group for several.
         self._waiters: list[asyncio.Future[R] | _Group[R]] = []
+        # Those whose items are in the call under way.
+        self._answering: Sequence[asyncio.Future[R] | _Group[R]] = ()
+        # How many of the waiters may have been cancelled, where the items go with them.
+        self._cancelled = 0
         self._task: asyncio.Task[None] | None = None
         self._draining = False
         # How many calls of submit_many still have items to hand over.
@@ -110,6 +114,29 @@ class Batcher(Generic[T, R]):
                 self._wake()
         return results
 
+    def drop_cancelled(self) -> None:
+        """Drop what waits for a call and whose waiter was cancelled, before the next call.
+
+        Call this once for each that was cancelled. Where it is called for none, a cancelled
+        waiter's items travel all the same.
+        """
+        self._cancelled += 1
+        # A call can take for ever. Half of what waits may be dead, not more, and then each
+        # cancellation costs a constant.
+        if 2 * self._cancelled > len(self._waiters):
+            self._drop()
+
+    def abandoned(self) -> set[int]:
+        """Return the places in the call under way whose results nobody waits for any more."""
+        found: set[int] = set()
+        at = 0
+        for waiter in self._answering:
+            size, future = _size_and_future(waiter)
+            if future.cancelled():
+                found.update(range(at, at + size))
+            at += size
+        return found
+
     async def drain(self) -> None:
         """Wait until every item that was handed over has its result; then stop."""
         self._draining = True
@@ -133,14 +160,32 @@ class Batcher(Generic[T, R]):
                 self._idle = None
                 continue
             await self._gather()
+            if self._cancelled:
+                self._drop()
+                if not self._items:
+                    continue
             items, waiters = self._take()
+            self._answering = waiters
             try:
                 results: Sequence[R | BaseException] = await self._call(items)
                 if len(results) != len(items):
                     raise RuntimeError(f"{len(results)} results for {len(items)} items")
             except Exception as error:  # noqa: BLE001 - it is every waiter's answer
                 results = [error] * len(items)
+            self._answering = ()
             self._answer(waiters, results)
+
+    def _drop(self) -> None:
+        self._cancelled = 0
+        items, waiters = self._items, self._waiters
+        self._items, self._waiters = [], []
+        at = 0
+        for waiter in waiters:
+            size, future = _size_and_future(waiter)
+            if not future.cancelled():
+                self._items += items[at : at + size]
+                self._waiters.append(waiter)
+            at += size
 
     @staticmethod
     def _answer(
@@ -184,3 +229,9 @@ class Batcher(Generic[T, R]):
         items, self._items = self._items[:size], self._items[size:]
         waiters, self._waiters = self._waiters[:taken], self._waiters[taken:]
         return items, waiters
+
+
+def _size_and_future(
+    waiter: "asyncio.Future[R] | _Group[R]",
+) -> "tuple[int, asyncio.Future[R] | asyncio.Future[Sequence[R | BaseException]]]":
+    return (waiter.size, waiter.future) if isinstance(waiter, _Group) else (1, waiter)

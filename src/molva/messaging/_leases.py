@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, final
 
 from molva._base.clock import Clock
+from molva.messaging._about import about, about_many
 from molva.messaging.delivery import Delivery
 from molva.messaging.errors import MessagingError
 
@@ -78,7 +79,12 @@ class LeaseKeeper:
             try:
                 lost = await self._extend(held)
             except MessagingError as error:
-                _logger.warning("%d leases could not be extended: %s", len(held), error)
+                _logger.warning(
+                    "%d leases could not be extended: %s",
+                    len(held),
+                    error,
+                    extra=about_many(delivery.message for delivery in held),
+                )
                 continue
             for delivery in lost:
                 self.let_go(delivery)
@@ -87,5 +93,5 @@ class LeaseKeeper:
                     _logger.warning(
                         "the lease of %r ran out while it was held; it comes again",
                         delivery,
-                        extra={"message_id": delivery.message.id.hex()},
+                        extra=about(delivery.message, delivery.attempt),
                     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Final, cast, final
 
+from molva.messaging._about import about
 from molva.messaging._ahead import Ahead
 from molva.messaging._batching import Batcher
 from molva.messaging._leases import LeaseKeeper
@@ -30,6 +31,7 @@ from molva.messaging.driver import (
     Token,
 )
 from molva.messaging.errors import LeaseLostError, MessagingError, UnavailableError
+from molva.messaging.message import Message
 
 __all__ = ["ReceiveCounters", "Receiving"]
 
@@ -346,7 +348,7 @@ class Receiving(Opened):
         counters = self.received
         counters.received += len(raw)
         found: list[Delivery] = []
-        buried: list[Settlement] = []
+        buried: list[tuple[Message, Settlement]] = []
         # Looked at by the thousand first: nearly always all of them are new, and for ever.
         messages, attempts, tokens, stored = zip(*raw, strict=True)
         ttls = [message.ttl for message in messages]
@@ -358,7 +360,8 @@ class Receiving(Opened):
                 counters.redelivered += attempt > 1
                 reason = self._reason_to_bury(message.ttl, attempt, stored_at_us, most)
                 if reason:
-                    buried.append(Settlement(token, Action.REJECT, 0.0, reason, attempt - 1))
+                    burial = Settlement(token, Action.REJECT, 0.0, reason, attempt - 1)
+                    buried.append((message, burial))
                     continue
             found.append(Delivery(message, attempt, token, stored_at_us, self))
         if buried or self._settles_first:
@@ -381,9 +384,11 @@ class Receiving(Opened):
             )
         return ""
 
-    async def _settle_before(self, found: list[Delivery], buried: list[Settlement]) -> None:
+    async def _settle_before(
+        self, found: list[Delivery], buried: list[tuple[Message, Settlement]]
+    ) -> None:
         """Bury what must not be handed over; for at-most-once, acknowledge the rest."""
-        items = list(buried)
+        items = [burial for _, burial in buried]
         if self._settles_first:
             items += [Settlement(delivery.token, Action.ACK) for delivery in found]
         try:
@@ -397,8 +402,13 @@ class Receiving(Opened):
             for delivery, outcome in zip(found, outcomes[len(buried) :], strict=True):
                 delivery.settled = True
                 delivery.lost = outcome is Outcome.LEASE_LOST
-        for settlement in buried:
-            _logger.error("%s: a message became a dead letter: %s", self.name, settlement.reason)
+        for message, burial in buried:
+            _logger.error(
+                "%s: a message became a dead letter: %s",
+                self.name,
+                burial.reason,
+                extra=about(message, burial.attempt),
+            )
 
     def _aggregated(self, found: list[Delivery], most: int) -> list[Delivery]:
         """Put messages together, in their order, at most ``most`` into one delivery.

@@ -20,8 +20,8 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Final, Protocol, final
 
 from molva._base.clock import Clock
-from molva._base.ids import format_id
 from molva._base.waiting import first_of
+from molva.messaging._about import about
 from molva.messaging._ahead import Ahead
 from molva.messaging._leases import LeaseKeeper
 from molva.messaging._retry import Retries
@@ -282,13 +282,13 @@ class Runner:
             self._counters.handled += 1
             await delivery.ack()
         except LeaseLostError as error:
-            _logger.warning("%s", error, extra=_about(delivery))
+            _logger.warning("%s", error, extra=about(delivery.message, delivery.attempt))
         except MessagingError as error:
             _logger.warning(
                 "%r could not be settled and will come again: %s",
                 delivery,
                 error,
-                extra=_about(delivery),
+                extra=about(delivery.message, delivery.attempt),
             )
             delay = self._retries.delay(delivery.attempt)
             await self._give_back([delivery], delay=delay)
@@ -313,32 +313,27 @@ class Runner:
 
     async def _fail(self, delivery: Delivery, error: Exception) -> float | None:
         """Decide about a failed handler; return the seconds until it is to run again."""
-        about = _about(delivery)
+        fields = about(delivery.message, delivery.attempt)
         if delivery.settled:
             _logger.warning(
-                "%s settled %r, then raised %r", self._name, delivery, error, extra=about
+                "%s settled %r, then raised %r", self._name, delivery, error, extra=fields
             )
             return None
         if isinstance(error, RejectError):
-            _logger.error("%r was rejected: %s", delivery, error, extra=about)
+            _logger.error("%r was rejected: %s", delivery, error, extra=fields)
             await delivery.reject(str(error))
             return None
         if delivery.attempt >= self._retries.max_attempts:
-            _logger.error("%r failed for the last time: %r", delivery, error, extra=about)
+            _logger.error("%r failed for the last time: %r", delivery, error, extra=fields)
             await delivery.reject(f"{type(error).__name__}: {error}")
             return None
         delay = self._retries.delay(delivery.attempt)
-        _logger.warning("%r failed, next try in %.1f s: %r", delivery, delay, error, extra=about)
+        _logger.warning("%r failed, next try in %.1f s: %r", delivery, delay, error, extra=fields)
         if self._leased and delivery.message.key is None:
             await delivery.nack(delay=delay)
             return None
         delivery.attempt += 1
         return delay
-
-
-def _about(delivery: Delivery) -> dict[str, object]:
-    """Return what a structured log keeps of a delivery, beside the text."""
-    return {"message_id": format_id(delivery.message.id), "attempt": delivery.attempt}
 
 
 async def _ended(handling: Awaitable[object]) -> None:

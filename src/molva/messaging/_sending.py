@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol, final
 
 from molva._base.ids import ID_BYTES
+from molva._base.waiting import first_of
 from molva.messaging._batching import Batcher
 from molva.messaging._opened import Opened
-from molva.messaging.driver import Capabilities, Outcome
+from molva.messaging.driver import Capabilities, Outcome, TellsRoom
 from molva.messaging.errors import (
     MessageTooLargeError,
     MessagingError,
@@ -31,10 +32,15 @@ _MAX_WAITING: Final = 10_000
 # hold up whoever comes next.
 _MAX_BATCH: Final = 1_000
 
-# Seconds between two looks whether a full queue has room (``overflow=wait``): the first
-# time, and at most. No broker tells senders of room, so they look.
+# Seconds between two looks whether a full queue has room (``overflow=wait``), where the
+# driver cannot tell: the first time, and at most. Longer, and a consumer that made room
+# waits for the sender; shorter, and a sender that waits for hours keeps the broker busy.
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.05
+
+# Seconds that a driver which tells is waited for before it is asked anew. Drivers wake at
+# once; this bounds nothing that a user sees.
+_ROOM_WAIT: Final = 60.0
 
 
 @final
@@ -80,7 +86,15 @@ class Sending(Opened):
         self._sends = Batcher(
             self._send_batch, max_items=_MAX_BATCH, linger=self._url.linger, clock=self._clock
         )
+        self._tells_room = driver if isinstance(driver, TellsRoom) else None
+        # Set when nobody may wait for room any more.
+        self._ending = asyncio.Event()
         self.counters = SendCounters()
+
+    async def _end_sending(self) -> None:
+        """Store what was sent; what waits for room is refused."""
+        self._ending.set()
+        await self._sends.drain()
 
     @property
     def capacity(self) -> int | None:
@@ -140,7 +154,11 @@ class Sending(Opened):
         self, every: Sequence[Message], failures: dict[int, MessagingError]
     ) -> None:
         good = [m for place, m in enumerate(every) if place not in failures] if failures else every
-        results = await self._sends.submit_many(good)
+        try:
+            results = await self._sends.submit_many(good)
+        except asyncio.CancelledError:
+            self._note_cancelled()
+            raise
         if not failures and results.count(Outcome.STORED) == len(every):
             return
         places = [place for place in range(len(every)) if place not in failures]
@@ -160,17 +178,21 @@ class Sending(Opened):
         if self._tracing is not None:
             [message], finish = self._tracing.sending(self._place, [message])
         try:
-            while self._overflow == "wait" and self._sends.waiting >= _MAX_WAITING:
-                await self._clock.sleep(_FIRST_PAUSE)
-                self._check(message, queueing=False)  # closed while we waited
             if await self._sends.submit(message) is Outcome.FULL:
                 raise self._full()
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                self._note_cancelled()
             if finish is not None:
                 finish(error)
             raise
         if finish is not None:
             finish(None)
+
+    def _note_cancelled(self) -> None:
+        # Who gives up waiting for room, perhaps again and again, leaves nothing behind.
+        if self._overflow == "wait":
+            self._sends.drop_cancelled()
 
     def _check(self, message: Message, *, queueing: bool = True) -> None:
         if self._closed:
@@ -191,6 +213,7 @@ class Sending(Opened):
             self._check_supported(message)
         if len(message.body) > self._max_body_bytes:
             raise MessageTooLargeError(len(message.body), self._max_body_bytes)
+        # With overflow=wait each sender holds its message anyway, here or there.
         if queueing and self._sends.waiting >= _MAX_WAITING and self._overflow != "wait":
             self.counters.refused_full += 1
             raise QueueFullError(_MAX_WAITING)
@@ -251,10 +274,31 @@ class Sending(Opened):
             return [Outcome.DROPPED if o is Outcome.FULL else o for o in outcomes]
         pause = _FIRST_PAUSE
         while self._overflow == "wait" and Outcome.FULL in outcomes and not self._closed:
-            await self._clock.sleep(pause)
+            if not await self._wait_for_room(pause):
+                continue
             pause = min(2 * pause, _LONGEST_PAUSE)
-            stored = outcomes.index(Outcome.FULL)
-            outcomes[stored:] = await self._sends_to.send_batch(messages[stored:])
-            if outcomes[stored] is Outcome.STORED:
+            gone = self._sends.abandoned()
+            places = [at for at, o in enumerate(outcomes) if o is Outcome.FULL and at not in gone]
+            if not places:
+                break
+            found = await self._sends_to.send_batch([messages[at] for at in places])
+            for at, outcome in zip(places, found, strict=True):
+                outcomes[at] = outcome
+            if found[0] is Outcome.STORED:
                 pause = _FIRST_PAUSE
         return outcomes
+
+    async def _wait_for_room(self, pause: float) -> bool:
+        """Return whether to try again, as soon as there may be room or it was closed."""
+        if self._tells_room is None:
+            await first_of(self._clock.sleep(pause), self._ending.wait())
+            return True
+        waiting = asyncio.ensure_future(self._tells_room.wait_for_room(wait=_ROOM_WAIT))
+        ending = asyncio.ensure_future(self._ending.wait())
+        try:
+            await asyncio.wait((waiting, ending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            ending.cancel()
+            await asyncio.wait((waiting, ending))
+        return waiting.cancelled() or waiting.result()

@@ -15,7 +15,7 @@ the other one out.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal, NamedTuple, Protocol, final
+from typing import Final, Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from molva._base.clock import Clock
 from molva.messaging.errors import MessagingError
@@ -36,6 +36,7 @@ __all__ = [
     "Settlement",
     "SubscriptionDriver",
     "SubscriptionStat",
+    "TellsRoom",
     "Token",
     "TopicDriver",
     "TopicStat",
@@ -364,6 +365,21 @@ class TopicDriver(Protocol):
 
     async def close(self) -> None:
         """Release everything. Called once."""
+        ...
+
+
+@runtime_checkable
+class TellsRoom(Protocol):
+    """What a sender's driver may have besides: it tells when what is full has room again.
+
+    Where a driver cannot tell, a sender that waits for room looks now and then.
+    """
+
+    async def wait_for_room(self, *, wait: float) -> bool:
+        """Return True as soon as a message may fit, or False after ``wait`` seconds.
+
+        May be cancelled at any point.
+        """
         ...
 
 

@@ -1,6 +1,6 @@
 """A message: what travels. Immutable, bytes inside, with an id of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, final
 
@@ -57,6 +57,21 @@ class Message:
     def with_headers(self, headers: Mapping[str, str]) -> "Message":
         """Return the same message, id and all, with these headers instead of its own."""
         return Message(self.body, self.id, self.key, headers, self.priority, self.delay, self.ttl)
+
+    @staticmethod
+    def carrying(messages: "Sequence[Message]", headers: Mapping[str, str]) -> "list[Message]":
+        """Return the same messages with these headers beside their own.
+
+        Copied once for all that have none of their own, not once for each.
+        """
+        shared = MappingProxyType(dict(headers))
+        found = []
+        for m in messages:
+            carried = Message(m.body, m.id, m.key, NO_HEADERS, m.priority, m.delay, m.ttl)
+            both = shared if m.headers is NO_HEADERS else MappingProxyType({**m.headers, **shared})
+            carried.headers = both  # type: ignore[misc]  # nobody has seen it yet
+            found.append(carried)
+        return found
 
     def check(self) -> None:
         """Raise where a field is not what brokers can carry.

@@ -116,6 +116,6 @@ class Queue(Sending, Receiving):
         if self._closed:
             return
         self._closed = True
-        await self._sends.drain()
+        await self._end_sending()
         await self._end_receiving()
         await self._driver.close()

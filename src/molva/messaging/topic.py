@@ -102,5 +102,5 @@ class Topic(Sending):
         if self._closed:
             return
         self._closed = True
-        await self._sends.drain()
+        await self._end_sending()
         await self._driver.close()

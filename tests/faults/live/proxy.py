@@ -22,6 +22,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
+from tests.brokers.ports import free_ports
+
 __all__ = ["Faults", "Proxy"]
 
 _CHUNK: Final = 65_536
@@ -87,7 +89,8 @@ class Proxy:
     """
 
     def __init__(self, upstream: int, *, seed: int) -> None:
-        self.port = 0
+        # Not one that the system hands out: while we refuse, it would be given to others.
+        [self.port] = free_ports(1)
         self._faults = Faults()
         self.connections = 0  # so far
         self.upstream = upstream
@@ -108,10 +111,9 @@ class Proxy:
             link.answered = 0
 
     async def start(self) -> None:
-        """Listen, on the port of before if there was one."""
+        """Listen, again on the same port."""
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, _HOST, self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
         """Stop listening and reset what is open, until ``start``."""

@@ -28,7 +28,7 @@ from molva.messaging.driver import (
 )
 from molva.messaging.message import Message
 
-__all__ = ["QUEUE_CAPABILITIES", "MemoryQueue", "Store"]
+__all__ = ["QUEUE_CAPABILITIES", "MemoryQueue", "Store", "wait_for_room"]
 
 QUEUE_CAPABILITIES: Final = Capabilities(
     delivery="at-least-once",
@@ -70,6 +70,7 @@ class Store:
         self.rows: Final[dict[int, _Row]] = {}  # by offset, ascending
         self.dead: Final[list[DeadLetter]] = []
         self.ends: Final[list[MemoryQueue]] = []
+        self.room: Final[set[asyncio.Event]] = set()  # of senders that wait for it
         self.dropped = 0
         # All that was ever stored, where a test wants to look at it.
         self.sent: list[Message] | None = None
@@ -145,6 +146,11 @@ class Store:
         for end in self.ends:
             end.woken.set()
 
+    def note_room(self) -> None:
+        """Let every sender that waits for room look again."""
+        for event in self.room:
+            event.set()
+
     def _waits(self, entry: tuple[float, int, int]) -> bool:
         due, offset, turn = entry
         row = self.rows.get(offset)
@@ -190,6 +196,15 @@ class MemoryQueue:
             store.add(message, now=now, now_us=now_us)
         store.wake()
         return [Outcome.STORED] * room + [Outcome.FULL] * (wanted - room)
+
+    async def wait_for_room(self, *, wait: float) -> bool:
+        """Wait until a message fits."""
+        return await wait_for_room(
+            self._store.room, lambda: self._closed or self._has_room(), wait, self._clock
+        )
+
+    def _has_room(self) -> bool:
+        return self.capacity is None or len(self._store.rows) < self.capacity
 
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
@@ -248,6 +263,7 @@ class MemoryQueue:
                 store.make_ready(row)
         if any(settlement.gives_back for settlement in settlements):
             store.wake()
+        store.note_room()
         return outcomes
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
@@ -324,6 +340,7 @@ class MemoryQueue:
         gone: Collection[object] = self._store.dead if dead else self._store.rows
         number = len(gone)
         (self._store.dead if dead else self._store.rows).clear()
+        self._store.note_room()
         return number
 
     async def close(self) -> None:
@@ -337,6 +354,7 @@ class MemoryQueue:
         self._store.ends.remove(self)
         self.woken.set()
         self._store.wake()
+        self._store.note_room()
 
     def _ours(self, token: Token, *, forget: bool = True) -> _Row | None:
         """Return the row that a token names, if it is still held under it."""
@@ -345,6 +363,32 @@ class MemoryQueue:
             del self._held[offset]
         row = self._store.rows.get(offset)
         return row if row is not None and row.held and row.turn == turn else None
+
+
+async def wait_for_room(
+    waiting: set[asyncio.Event], has_room: Callable[[], bool], wait: float, clock: Clock
+) -> bool:
+    """Wait up to ``wait`` seconds until there is room; return whether there is.
+
+    Args:
+        waiting: Where to leave an event, which is set whenever room was made.
+        has_room: Tells whether a message fits now.
+        wait: Seconds.
+        clock: Where time comes from.
+    """
+    deadline = clock.monotonic() + wait
+    made = asyncio.Event()
+    waiting.add(made)
+    try:
+        while not has_room():
+            left = deadline - clock.monotonic()
+            if left <= 0:
+                return False
+            made.clear()
+            await first_of(clock.sleep(left), made.wait())
+        return True
+    finally:
+        waiting.discard(made)
 
 
 def _rank_of(discipline: str) -> Callable[[int, Message], tuple[int, int]]:

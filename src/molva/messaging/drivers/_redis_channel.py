@@ -240,7 +240,7 @@ class RedisChannelSubscription:
         if len(self._ready) == _MOST_MESSAGES or (size > _MOST_BYTES and self._ready):
             self.dropped += 1
             self._log.error(
-                "redis: %s: its consumer is too slow; a message was dropped", self._channel
+                "redis: %s: its consumer is too slow; messages are dropped", self._channel
             )
             return
         self._bytes = size

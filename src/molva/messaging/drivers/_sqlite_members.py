@@ -7,6 +7,7 @@ Everything here is file locks and named pipes in a folder beside the database:
     queue.db-lanes/<subscription>.wake.<slot>     a pipe that the consumer reads
 
 (``q<queue>`` instead of the subscription's number where it is a queue, which has no lanes.)
+Senders that wait for room have the same in a folder below this one (``_sqlite_room``).
 
 A lock of ``flock`` belongs to an open file and is free the moment its last process dies,
 whatever killed it. So there is no heartbeat, no lease to renew and nothing to clean up: a
@@ -50,7 +51,7 @@ class Members:
     """
 
     def __init__(self, folder: Path, owner: int | str) -> None:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._prefix = f"{owner}."
         self._probes: dict[int, int] = {}
@@ -147,10 +148,11 @@ class Members:
 
 @final
 class Waker:
-    """The sending side: wakes every consumer of the database that waits.
+    """The other side: wakes every consumer of the database that waits.
 
     Args:
         folder: As ``lanes_folder`` gives it; may be missing as long as nobody consumes.
+            Senders that wait for room have another (``_sqlite_room``).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -159,22 +161,22 @@ class Waker:
         self._pipes: dict[str, int] = {}
 
     def wake(self) -> None:
-        """Tell all consumers that something was stored. Never blocks, never raises.
+        """Tell all who wait to look again. Never blocks, never raises.
 
-        It is a courtesy: what was stored is stored, and a consumer that is not woken
-        looks for itself a moment later.
+        It is a courtesy: what was stored is stored, and who is not woken looks for itself
+        a moment later.
         """
         with contextlib.suppress(OSError):
             self._wake()
 
+    def anybody(self) -> bool:
+        """Return whether somebody waits to be woken, as far as can be told. Never raises."""
+        with contextlib.suppress(OSError):
+            self._look_if_changed()
+        return bool(self._pipes)
+
     def _wake(self) -> None:
-        try:
-            stamp = os.stat(self._folder).st_mtime_ns
-        except FileNotFoundError:
-            return
-        if stamp != self._stamp or time.time_ns() - stamp < _STAMP_DOUBT_NS:
-            self._stamp = stamp
-            self._look()
+        self._look_if_changed()
         for name, descriptor in list(self._pipes.items()):
             try:
                 os.write(descriptor, b"\0")
@@ -188,6 +190,15 @@ class Waker:
         for descriptor in self._pipes.values():
             os.close(descriptor)
         self._pipes.clear()
+
+    def _look_if_changed(self) -> None:
+        try:
+            stamp = os.stat(self._folder).st_mtime_ns
+        except FileNotFoundError:
+            return
+        if stamp != self._stamp or time.time_ns() - stamp < _STAMP_DOUBT_NS:
+            self._stamp = stamp
+            self._look()
 
     def _look(self) -> None:
         """Open the pipes that appeared, and those that were made anew."""

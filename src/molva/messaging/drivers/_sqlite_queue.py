@@ -35,6 +35,7 @@ from molva.messaging.drivers._sqlite_file import (
     translated,
 )
 from molva.messaging.drivers._sqlite_members import Members, Waker, lanes_folder
+from molva.messaging.drivers._sqlite_room import room_folder, wait_for_room
 from molva.messaging.errors import IncompatibleBrokerError
 from molva.messaging.message import Message
 
@@ -87,6 +88,7 @@ class SQLiteQueue:
         self._dead = DeadLetters(path, "queue_id", queue_id, f"queue {name}")
         self._folder = lanes_folder(path)
         self._waker = Waker(self._folder)
+        self._room_waker = Waker(room_folder(path))
         # Made when this end first receives: a sender needs no pipe.
         self._members: Members | None = None
         self._woken = asyncio.Event()
@@ -133,6 +135,22 @@ class SQLiteQueue:
             return [Outcome.STORED] * stored
         return [Outcome.STORED] * stored + [Outcome.FULL] * (len(messages) - stored)
 
+    async def wait_for_room(self, *, wait: float) -> bool:
+        """Wait until a message fits."""
+        capacity = self.capacity
+        with translated(self._path):
+            return await wait_for_room(
+                self._path,
+                f"q{self._queue_id}",
+                lambda: capacity is None or self._pending(self._reads) < capacity,
+                wait=wait,
+                clock=self._clock,
+            )
+
+    def _pending(self, connection: apsw.Connection) -> int:
+        sql = "SELECT stored - settled FROM queue WHERE queue_id = ?"
+        return one(connection, sql, (self._queue_id,))
+
     def _store(self, connection: apsw.Connection, messages: Sequence[Message]) -> int:
         """Insert as many messages as there is room for; return how many."""
         if self.capacity is not None:
@@ -173,8 +191,7 @@ class SQLiteQueue:
 
     def _room(self, connection: apsw.Connection, capacity: int, wanted: int) -> int:
         """Return how many of ``wanted`` fit, after making room if that was asked for."""
-        sql = "SELECT stored - settled FROM queue WHERE queue_id = ?"
-        room = capacity - one(connection, sql, (self._queue_id,))
+        room = capacity - self._pending(connection)
         if self._drops_oldest and room < wanted:
             before = connection.total_changes()
             connection.execute(
@@ -315,6 +332,8 @@ class SQLiteQueue:
                 del self._held[offset]
         if any(settlement.gives_back for settlement in settlements):
             self._wake()
+        if not all(settlement.gives_back for settlement in settlements):
+            self._room_waker.wake()
         return outcomes
 
     def _settle(
@@ -469,7 +488,9 @@ class SQLiteQueue:
             return number
 
         with translated(self._path):
-            return await self._writer.write(work, durable=True)
+            number = await self._writer.write(work, durable=True)
+        self._room_waker.wake()
+        return number
 
     async def close(self) -> None:
         """Give back what is held, release the file."""
@@ -492,6 +513,7 @@ class SQLiteQueue:
                     asyncio.get_running_loop().remove_reader(self._members.wake_descriptor)
                     self._members.close()
                 self._waker.close()
+                self._room_waker.close()
                 self._reads.close()
                 await self._writer.close()
 

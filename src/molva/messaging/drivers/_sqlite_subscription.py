@@ -50,6 +50,11 @@ _lane_of_row: Final = itemgetter(1)
 # Seconds between two writes of the watermarks. Shorter, and consuming takes the write lock
 # from senders more often; longer, and more of the tail comes again after a crash.
 _WATERMARK_INTERVAL: Final = 0.25
+# Seconds after which it is seen that a sender waits for room, which the watermarks make: the
+# first time after they moved, then each time until they are due anyway. Longer, and senders
+# wait for nothing; shorter, and consuming takes the loop more often than it has to.
+_FIRST_LOOK_FOR_SENDERS: Final = 0.002
+_LOOK_FOR_SENDERS: Final = 0.01
 # Seconds between two looks at who else consumes. A killed consumer's lanes wait so long.
 _SHARE_INTERVAL: Final = 0.25
 # A consumer with nothing to do deletes when so many rows can go, and so many at a time:
@@ -71,6 +76,7 @@ class SQLiteSubscription(SQLiteSide):
         path: str,
         members: Members,
         waker: Waker,
+        room_waker: Waker,
         reader: LaneReader,
         topic: str,
         topic_id: int,
@@ -82,6 +88,7 @@ class SQLiteSubscription(SQLiteSide):
         super().__init__(writer, reads, path=path, topic=topic, topic_id=topic_id, lanes=lanes)
         self._members = members
         self._waker = waker
+        self._room_waker = room_waker
         self._subscription = subscription
         self._dead = DeadLetters(
             path, "subscription_id", subscription_id, f"topic {topic}, subscription {subscription}"
@@ -250,6 +257,7 @@ class SQLiteSubscription(SQLiteSide):
             finally:
                 self._purging = False
         self._waker.wake()
+        self._room_waker.wake()
         return number
 
     async def _purge(self) -> int:
@@ -315,6 +323,7 @@ class SQLiteSubscription(SQLiteSide):
                 # In this order: who takes a lane over reads its watermark first.
                 self._members.close()
                 self._waker.close()
+                self._room_waker.close()
                 self._reads.close()
                 await self._writer.close()
 
@@ -553,7 +562,7 @@ class SQLiteSubscription(SQLiteSide):
         """Write the watermarks a while after they moved; tidy up; stop when nothing moves."""
         try:
             while True:
-                await self._clock.sleep(_WATERMARK_INTERVAL)
+                await self._until_watermarks_are_due()
                 try:
                     wrote = await self._write_watermarks()
                     trimmed = self._idle and await self._trim_idle()
@@ -566,6 +575,16 @@ class SQLiteSubscription(SQLiteSide):
                     return
         finally:
             self._upkeep = None
+
+    async def _until_watermarks_are_due(self) -> None:
+        """Wait a while; but not for long as long as a sender waits for room."""
+        due = self._clock.monotonic() + _WATERMARK_INTERVAL
+        pause = _FIRST_LOOK_FOR_SENDERS
+        while (left := due - self._clock.monotonic()) > 0:
+            await self._clock.sleep(min(pause, left))
+            if self._room_waker.anybody():
+                return
+            pause = _LOOK_FOR_SENDERS
 
     async def _count(self, lanes: frozenset[int]) -> None:
         """Write down that messages of these lanes are about to be handed over."""
@@ -636,6 +655,8 @@ class SQLiteSubscription(SQLiteSide):
             await self._write(work, durable=durable)
             reader.written(watermarks)
             reader.counted(begin)
+        if watermarks:
+            self._room_waker.wake()
         return True
 
     async def _trim_idle(self) -> bool:

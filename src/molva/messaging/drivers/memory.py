@@ -52,7 +52,12 @@ from molva.messaging.driver import (
     Token,
     TopicStat,
 )
-from molva.messaging.drivers._memory_queue import QUEUE_CAPABILITIES, MemoryQueue, Store
+from molva.messaging.drivers._memory_queue import (
+    QUEUE_CAPABILITIES,
+    MemoryQueue,
+    Store,
+    wait_for_room,
+)
 from molva.messaging.errors import (
     InUseError,
     InvalidURLError,
@@ -120,11 +125,19 @@ class _Log:
     last: int = 0
     rows: list[_Row] = field(default_factory=list)
     readings: dict[str, _Reading] = field(default_factory=dict)
+    room: set[asyncio.Event] = field(default_factory=set)  # of senders that wait for it
     # All that was ever stored, where a test wants to look at it: see ``molva.messaging.testing``.
     sent: list[Message] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many messages the slowest subscription has not settled."""
+        return self.last - min((r.settled for r in self.readings.values()), default=0)
+
     def trim(self) -> None:
-        """Forget what every subscription has settled."""
+        """Forget what every subscription has settled, and tell who waits for room."""
+        for event in self.room:
+            event.set()
         if self.readings:
             done = min(
                 mark.offset for r in self.readings.values() for mark in r.watermarks.values()
@@ -257,8 +270,7 @@ class MemoryTopic:
         log = self._log
         room = len(messages)
         if self.capacity is not None:
-            settled = min((r.settled for r in log.readings.values()), default=0)
-            room = max(0, min(room, self.capacity - (log.last - settled)))
+            room = max(0, min(room, self.capacity - log.waiting))
         now_us = self._clock.now_us()
         if log.sent is not None:
             log.sent += messages[:room]
@@ -270,6 +282,13 @@ class MemoryTopic:
             for consumer in reading.consumers:
                 consumer.wake()
         return [Outcome.STORED] * room + [Outcome.FULL] * (len(messages) - room)
+
+    async def wait_for_room(self, *, wait: float) -> bool:
+        """Wait until a message fits."""
+        log, capacity = self._log, self.capacity
+        return await wait_for_room(
+            log.room, lambda: capacity is None or log.waiting < capacity, wait, self._clock
+        )
 
     async def stat(self) -> TopicStat:
         """Return what the topic holds."""

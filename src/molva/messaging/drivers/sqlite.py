@@ -52,7 +52,9 @@ Design:
     attempt, at once.
 
     A consumer with nothing to do waits on a named pipe, which senders write to after each
-    commit: it wakes within a millisecond and costs nothing until then.
+    commit: it wakes within a millisecond and costs nothing until then. A sender that waits
+    for room does the same (``_sqlite_room``); a topic's consumer writes its watermarks
+    within a few milliseconds as long as one does.
 
     The last offset stands in the topic's row, written once a batch. AUTOINCREMENT promises
     the same, and writes a second table for every single message.
@@ -107,6 +109,7 @@ from molva.messaging.drivers._sqlite_file import (
 )
 from molva.messaging.drivers._sqlite_members import Members, Waker, lanes_folder, live_members
 from molva.messaging.drivers._sqlite_queue import SQLiteQueue, shift_after_boot
+from molva.messaging.drivers._sqlite_room import room_folder, wait_for_room
 from molva.messaging.drivers._sqlite_subscription import SQLiteSubscription
 from molva.messaging.errors import InUseError
 from molva.messaging.message import Message
@@ -160,6 +163,7 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
             path=str(file.path),
             members=Members(lanes_folder(file.path), subscription_id),
             waker=Waker(lanes_folder(file.path)),
+            room_waker=Waker(room_folder(file.path)),
             reader=LaneReader(max_open=options.max_open),
             topic=url.topic or "",
             topic_id=topic_id,
@@ -209,8 +213,10 @@ class SQLiteTopic(SQLiteSide):
         clock: Clock,
     ) -> None:
         super().__init__(writer, reads, path=str(path), topic=topic, topic_id=topic_id, lanes=lanes)
+        self._file = path
         self._folder = lanes_folder(path)
         self._waker = waker
+        self._room_waker = Waker(room_folder(path))
         self.capacity: Final = capacity
         self._clock = clock
         self._insert = f"INSERT INTO {self._table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)"
@@ -229,6 +235,19 @@ class SQLiteTopic(SQLiteSide):
         if stored == len(messages):
             return [Outcome.STORED] * stored
         return [Outcome.STORED] * stored + [Outcome.FULL] * (len(messages) - stored)
+
+    async def wait_for_room(self, *, wait: float) -> bool:
+        """Wait until a message fits."""
+
+        def has_room() -> bool:
+            sql = "SELECT last_offset FROM topic WHERE topic_id = ?"
+            last = one(self._reads, sql, (self._topic_id,))
+            return self.capacity is None or self._room(self._reads, last, 1) > 0
+
+        with translated(self._path):
+            return await wait_for_room(
+                self._file, f"t{self._topic_id}", has_room, wait=wait, clock=self._clock
+            )
 
     async def stat(self) -> TopicStat:
         """Return what the topic holds."""
@@ -268,11 +287,13 @@ class SQLiteTopic(SQLiteSide):
 
             await self._writer.write(work)
             self._settled = 0
+            self._room_waker.wake()
             return True
 
     async def close(self) -> None:
         """Release the file."""
         self._waker.close()
+        self._room_waker.close()
         self._reads.close()
         await self._writer.close()
 
