@@ -529,6 +529,7 @@ class LaneReader:
                 # Each message of a careful lane is counted, not just the first.
                 lane.counted = False
                 self._uncounted |= 1 << watermark.lane
+                lane.advance()  # over what was settled while this was written
                 lane.dirty = lane.dirty and watermark.offset != lane.watermark
 
 
