@@ -22,6 +22,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests benchmarks
+	$(BIN)/mypy -p examples.scaling_out
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev.stamp
@@ -32,7 +33,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # Real processes, real faults: a few minutes of each kind. ARGS="run --seed 7 --seconds 600",
-# "power --cuts 100", "queue --seconds 300" and "long" are more of it.
+# "power --cuts 100", "queue --seconds 300", "pairs --pair kafka-redis" and "long" are more of it.
 faults: $(VENV)/dev.stamp
 	@scripts/test-tools
 ifdef ARGS

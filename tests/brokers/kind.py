@@ -25,6 +25,8 @@ class Place:
     """The server's own settings that differ from the usual ones."""
     password: str | None = None
     certificates: Certificates | None = None
+    hurried: bool = False
+    """Whether it is to start quickly and may be slower ever after: never for a measurement."""
 
     @property
     def port(self) -> int:

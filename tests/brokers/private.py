@@ -29,8 +29,12 @@ def private_server(
     *,
     password: str | None = None,
     certificates: Certificates | None = None,
+    hurried: bool = False,
 ) -> Iterator[Server]:
-    """Run a server of the kind ``name`` until the block ends."""
+    """Run a server of the kind ``name`` until the block ends.
+
+    ``hurried``: it starts sooner and is slower ever after, for tests that restart it often.
+    """
     kind = KINDS[name]
     ensure_local(kind)
     folder = Path(tempfile.mkdtemp(prefix=f"molva-{name}-"))
@@ -42,6 +46,7 @@ def private_server(
         settings={key: str(value) for key, value in settings.items()},
         password=password,
         certificates=certificates,
+        hurried=hurried,
     )
     server = Server(kind, place)
     with reaper.guarded(folder):

@@ -245,6 +245,9 @@ _LIVE: Final = "tests/faults/live/test_live.py::test_a_service_that_breaks_a_pro
 _CRASH: Final = "tests/faults/crash/test_crash_points.py::"
 _ERRORS: Final = "tests/faults/crash/test_errors.py::"
 _DAMAGE: Final = "tests/faults/crash/test_damage.py::"
+_LIVE_PAIRS: Final = (
+    "tests/faults/live/test_pairs.py::test_a_service_that_breaks_a_promise_is_found",
+)
 _LIVE_QUEUES: Final = (
     "tests/faults/live/test_queues.py::test_a_queue_that_breaks_a_promise_is_found"
 )
@@ -614,6 +617,18 @@ _ALL: Final = (
         "nothing guards a file's messages, or the end of its log, against damage",
         "crash points",
         tests=(_DAMAGE + "test_damage_that_nothing_guards_against_is_found",),
+    ),
+    Mutant(
+        "ack-before-commit-pairs",
+        "as ack-before-commit, in real processes on Kafka and PostgreSQL",
+        "live",
+        tests=_LIVE_PAIRS,
+    ),
+    Mutant(
+        "early-202-pairs",
+        "as early-202, in real processes on Kafka and PostgreSQL",
+        "live",
+        tests=_LIVE_PAIRS,
     ),
     Mutant(
         "stale-ack-live",

@@ -14,6 +14,7 @@ from molva.messaging.drivers._kafka_records import (
     Record,
     dead_letter_of,
     message_of,
+    messages_of,
     record_of,
     record_of_dead,
 )
@@ -64,6 +65,24 @@ def test_a_message_is_the_same_after_its_record(
     message = Message(body, key=key, headers=headers, ttl=ttl)
 
     assert message_of(Consumed(record_of("t", message))) == message
+
+
+def test_records_read_by_the_batch_are_the_same_messages() -> None:
+    ours = [Message(b"1"), Message(b"2", key="λ"), Message(b"3", headers={"a": "b"}, ttl=2.0)]
+    [id_] = [(name, value) for name, value in record_of("t", ours[0]).headers]
+    others = [
+        foreign(),
+        foreign(key=b"\xff"),
+        Consumed(Record("t", None, None, [])),
+        Consumed(Record("t", None, None, [id_])),
+        Consumed(Record("t", b"\xff", b"v", [id_])),
+        Consumed(Record("t", None, b"v", [("molva-id", b"short")])),
+    ]
+
+    assert messages_of([*(Consumed(record_of("t", m)) for m in ours), *others]) == [
+        *ours,
+        *map(message_of, others),
+    ]
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "molva-id", "molva-ttl", "molva-headers", "plain"])

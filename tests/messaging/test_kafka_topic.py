@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -36,7 +37,7 @@ from molva.messaging import (
 from molva.messaging.conformance import bodies, eventually, take
 from molva.messaging.conformance.actors import Actor, Start, starting
 from molva.messaging.conformance.waiting import numbered, running_with
-from molva.messaging.drivers import _kafka_subscription
+from molva.messaging.drivers import _kafka_consumer, _kafka_subscription
 from molva.messaging.drivers._kafka_records import TOMBSTONE
 from tests.messaging.test_kafka import KafkaHarness, murmur2_lane
 
@@ -344,6 +345,30 @@ async def test_a_slow_consumer_pauses_and_goes_on_without_a_gap(
     assert got == {str(k): list(range(k, len(sent), 8)) for k in range(8)}
     assert paused
     assert most < 4_000
+
+
+async def test_a_loop_that_stands_still_is_not_flooded(
+    h: KafkaHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kafka_consumer, "_MOST_UNHEARD", 100)
+    monkeypatch.setattr(_kafka_consumer, "_BATCH", 50)
+    topic = await h.topic(lanes=2)
+    sent = [Message(b"%d" % n, key=str(n % 8)) for n in range(5_000)]
+    await topic.send_many(sent)
+    subscription = await h.subscription()
+    driver: Any = subscription._driver
+    poller = driver._poller
+
+    time.sleep(1.0)  # as a handler that computes does
+    told = poller._records_told - poller._records_heard
+    got = await take(subscription, len(sent))
+
+    # Up to two batches over, and a record for each time it looked for a pause.
+    assert told < 250
+    order: dict[str | None, list[int]] = defaultdict(list)
+    for delivery in got:
+        order[delivery.message.key].append(int(delivery.message.body))
+    assert order == {str(k): list(range(k, len(sent), 8)) for k in range(8)}
 
 
 async def test_a_lane_that_waits_for_a_retry_holds_up_no_other(

@@ -320,6 +320,38 @@ def test_acks_out_of_order_wait_for_the_one_in_front() -> None:
     assert reader.unwritten() == [Watermark(0, 3, 3)]
 
 
+def test_a_lane_that_is_a_log_of_its_own_is_handed_over_and_settled_by_the_batch() -> None:
+    reader = LaneReader(max_open=10)
+    reader.own(Watermark(0, 4, 0))
+    reader.own(Watermark(1, -1, 0))
+    tokens = reader.deliver_of(0, [5, 6, 8])
+    others = reader.deliver_of(1, [0])
+    stale = LaneToken(0, 99, 5, 1, 1)
+
+    outcomes = reader.settle_many([tokens[0], tokens[2], tokens[2], stale])
+    moved = reader.advance()
+
+    lost, settled = Outcome.LEASE_LOST, Outcome.SETTLED
+    assert outcomes == [settled, settled, lost, lost]
+    assert moved
+    assert reader.open == 2
+    assert reader.unwritten() == [Watermark(0, 5, 1)]  # 6 is open, and 8 behind it
+    reader.settle_many([tokens[1], *others])
+    assert reader.advance()
+    assert reader.unwritten() == [Watermark(0, 8, 3), Watermark(1, 0, 1)]
+
+
+def test_what_is_settled_makes_room_before_anybody_writes_it_down() -> None:
+    reader = LaneReader(max_open=4)
+    reader.own(Watermark(0, -1, 0))
+    tokens = reader.deliver_of(0, [0, 1, 2, 3])
+    before = reader.allowed(0)
+
+    reader.settle_many(tokens)
+
+    assert (before, reader.allowed(0)) == (0, 4)
+
+
 def test_a_lane_without_messages_follows_the_others() -> None:
     reader = LaneReader(max_open=10)
     reader.own(Watermark(0, 0, 0))

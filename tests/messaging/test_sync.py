@@ -252,3 +252,21 @@ def test_a_cancelled_call_raises_what_threads_know() -> None:
     with pytest.raises(CancelledError):
         portal().call(cancelled())
     assert portal().call(asyncio.sleep(0, "the loop goes on")) == "the loop goes on"
+
+
+def test_what_is_kept_is_held_for_many_leases() -> None:
+    with open_queue("memory://sync-keeping?queue=q&lease=0.2") as queue:
+        queue.send(Message(b"7"))
+        [held] = queue.receive()
+        with queue.keeping([held]):
+            assert queue.receive(wait=1.0) == []
+            held.ack()
+        assert queue.receive(wait=0.5) == []
+
+        queue.send(Message(b"8"))
+        held = queue.receive()[0]
+        with queue.keeping([held]):
+            pass
+        [again] = queue.receive(wait=5.0)
+        assert again.message.body == b"8"
+        again.ack()

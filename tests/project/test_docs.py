@@ -184,6 +184,17 @@ def test_the_table_of_ledgers_is_what_the_ledgers_say() -> None:
     assert manual("ledgers.md") == result.stdout, "run scripts/generate_ledgers.py"
 
 
+def test_the_table_of_pairs_is_what_drivers_and_ledgers_say() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "from generate_scaling import page; print(page(), end='')"],
+        cwd=ROOT / "scripts",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert manual("scaling.md") == result.stdout, "run scripts/generate_scaling.py"
+
+
 @pytest.mark.parametrize("scheme", sorted(ledger._OPTIONS))
 def test_every_ledger_option_is_in_the_manual_and_in_the_ledgers_header(scheme: str) -> None:
     text = manual("ledgers.md") + manual("cli.md")

@@ -1,5 +1,7 @@
 """What a deployment opens of its three URLs."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 from molva.messaging import Message
@@ -29,3 +31,29 @@ async def test_a_capacity_in_the_url_is_kept(tmp_path: Path) -> None:
 
     async with await Deployment.in_folder(tmp_path, broker=url, capacity=10).open_topic() as topic:
         assert topic.capacity == 5
+
+
+def test_a_broker_without_a_bound_is_opened_without_the_libraries_of_others(
+    kafka_url: str, tmp_path: Path
+) -> None:
+    # Loading them takes seconds of each start.
+    program = f"""
+import asyncio, sys
+from pathlib import Path
+from molva.messaging import with_options
+from molva.ratings.deployment import Deployment
+
+async def main():
+    broker = with_options({kafka_url!r}, topic="unbounded-{tmp_path.name}")
+    deployment = Deployment.in_folder(Path({str(tmp_path)!r}), broker=broker, capacity=10)
+    async with await deployment.open_topic() as topic:
+        assert topic.capacity is None
+    assert "redis" not in sys.modules
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr

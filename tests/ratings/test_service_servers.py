@@ -3,18 +3,33 @@
 import contextlib
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.brokers import Server, private_postgresql, private_redis
+from tests.brokers import Server, private_kafka, private_postgresql, private_redis
 from tests.conftest import MolvaProcess, StartMolva
 
 # Seconds for which a server is away in these tests. A minute is no different, but for the
 # pauses of the worker, which grow to five seconds: see docs/reliability.md.
 AWAY = 8.0
+
+# Broker, ledger, and seconds for which the broker is away: longer than Kafka's client keeps what
+# it could not send (10 s), and twice as long as a receive waits by itself (5 s). A minute was
+# tried by hand: docs/reliability.md.
+PAIRS = [
+    pytest.param(private_kafka, private_redis, 15.0, id="kafka-redis"),
+    pytest.param(private_redis, private_postgresql, 12.0, id="redis-postgresql"),
+]
+# Seconds within which every request must have its answer: what a broker has for storing, 10 s,
+# and a busy machine.
+LONGEST_ANSWER = 12.0
+# Bytes by which a process may grow while a server is away.
+GROWTH = 40_000_000
 
 RunMolva = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -35,6 +50,118 @@ def rate(molva: MolvaProcess, count: int, first: int = 0) -> None:
 def processor_seconds(molva: MolvaProcess) -> float:
     times = [child.cpu_times() for child in molva.children().values()]
     return sum(found.user + found.system for found in times)
+
+
+class Load:
+    """Clients that rate one after the other, and try again under the same id where they must.
+
+    Attributes:
+        accepted: The ratings that were answered with 202.
+        refused: How many answers of 503 there were.
+        longest: Seconds that the slowest answer took.
+        wrong: What should never have been seen.
+    """
+
+    def __init__(self, molva: MolvaProcess, clients: int = 8) -> None:
+        self._molva = molva
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self.accepted = 0
+        self.refused = 0
+        self.longest = 0.0
+        self.wrong: list[str] = []
+        self._threads = [threading.Thread(target=self._rate, args=(n,)) for n in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Let each client bring its last rating to its end."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_accepted(self, more: int, seconds: float = 30.0) -> None:
+        """Wait until so many more ratings were accepted."""
+        wanted, deadline = self.accepted + more, time.monotonic() + seconds
+        while self.accepted < wanted:
+            assert time.monotonic() < deadline, f"{self.accepted} of {wanted}: {self.wrong[:3]}"
+            time.sleep(0.05)
+
+    def _rate(self, client: int) -> None:
+        at = 0
+        while not self._ended.is_set():
+            self._until_accepted(f"/rate?rate=7&item=i{client}&id=c{client}-{at}")
+            at += 1
+            time.sleep(0.02)
+
+    def _until_accepted(self, path: str) -> None:
+        patience = time.monotonic() + 120.0
+        while time.monotonic() < patience:
+            began = time.monotonic()
+            try:
+                status, headers, _ = self._molva.request("POST", path)
+            except OSError as error:
+                status, headers = 0, {"error": repr(error)}
+            seconds = time.monotonic() - began
+            with self._lock:
+                self.longest = max(self.longest, seconds)
+                self.accepted += status == 202
+                self.refused += status == 503
+                if status not in (202, 503) or (
+                    status == 503 and int(headers.get("retry-after", 0)) < 1
+                ):
+                    self.wrong.append(f"{status} after {seconds:.1f} s: {headers}")
+            if status == 202:
+                return
+            time.sleep(0.2)
+        self.wrong.append(f"{path} was never accepted")
+
+
+def processes(molva: MolvaProcess) -> dict[int, int]:
+    """Return the resident bytes of each process of the service."""
+    return {
+        child.pid: child.memory_info().rss for child in psutil.Process(molva.process.pid).children()
+    }
+
+
+@pytest.mark.parametrize(("broker_kind", "ledger_kind", "away"), PAIRS)
+def test_a_broker_that_is_killed_costs_503s_and_nothing_else(
+    broker_kind: Callable[[], "contextlib.AbstractContextManager[Server]"],
+    ledger_kind: Callable[[], "contextlib.AbstractContextManager[Server]"],
+    away: float,
+    start_molva: StartMolva,
+) -> None:
+    with broker_kind() as broker, ledger_kind() as ledger:
+        molva = start_molva("--workers", "2", "--broker", broker.url, "--ledger", ledger.url)
+        with Load(molva) as load:
+            load.wait_accepted(200)
+            before = processes(molva)
+            broker.kill()
+            away_until = time.monotonic() + away
+            grown = 0
+            while time.monotonic() < away_until:
+                time.sleep(0.5)
+                now = processes(molva)
+                grown = max(grown, *(now.get(pid, 0) - size for pid, size in before.items()))
+            accepted, refused = load.accepted, load.refused
+            broker.start()
+            load.wait_accepted(200, seconds=60.0)
+        found = molva.wait_counted(load.accepted, seconds=60.0)
+
+        assert load.wrong == []
+        assert refused > 0
+        assert accepted < load.accepted
+        assert load.longest < LONGEST_ANSWER
+        assert grown < GROWTH
+        assert found["count"] == load.accepted
+        assert processes(molva).keys() == before.keys(), molva.log
+        assert molva.stop() == 0
 
 
 @pytest.mark.parametrize("how", ["killed", "paused"])

@@ -7,8 +7,20 @@ from uuid import uuid4
 
 import pytest
 
+from molva._base import outage
 from molva._base.clock import SYSTEM_CLOCK
-from molva.messaging import Message, Subscription, Topic, open_subscription, open_topic
+from molva.messaging import (
+    Action,
+    BrokenBrokerError,
+    Delivery,
+    Message,
+    Subscription,
+    Topic,
+    UnavailableError,
+    open_subscription,
+    open_topic,
+    with_options,
+)
 from molva.ratings import worker as worker_module
 from molva.ratings.campaign import Campaign
 from molva.ratings.catalog import Catalog, CatalogError, open_catalog
@@ -16,6 +28,7 @@ from molva.ratings.ledger import Ledger, LedgerBrokenError, LedgerUnavailableErr
 from molva.ratings.ledger.protocol import Outcome
 from molva.ratings.rating import Rating, Submission, encode_entry
 from molva.ratings.worker import Worker
+from tests.brokers import private_postgresql, private_redis
 
 
 class Bench:
@@ -133,7 +146,7 @@ async def test_a_catalog_that_fails_is_waited_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was known a while ago would make a dead letter of a new campaign's rating."""
-    monkeypatch.setattr(worker_module, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(outage, "_FIRST_PAUSE", 0.01)
     await bench.send(1)
     await bench.settled()
     await bench.catalog.put_campaign(Campaign(name="fresh"))
@@ -172,7 +185,7 @@ async def test_what_the_intake_would_refuse_is_refused_here_too(bench: Bench) ->
 async def test_a_ledger_that_takes_nothing_is_waited_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(outage, "_FIRST_PAUSE", 0.01)
     apply = bench.ledger.apply
     failures = 3
 
@@ -298,3 +311,124 @@ async def test_stop_ends_an_idle_worker_at_once(bench: Bench) -> None:
 
     async with asyncio.timeout(1.0):
         await bench.running
+
+
+async def test_a_broker_that_is_away_is_waited_for_when_receiving(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = bench.subscription.receive
+    failures = 4
+
+    async def fail_first(limit: int, *, wait: float) -> list[Delivery]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise UnavailableError("connection refused")
+        return await receive(limit, wait=wait)
+
+    await bench.send(7)
+    await bench.settled()
+    monkeypatch.setattr(outage, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(bench.subscription, "receive", fail_first)
+    await bench.send(8)
+    await bench.send(9)
+    await bench.settled()
+
+    assert failures == 0
+    assert await bench.count() == 3
+
+
+async def test_a_broker_that_is_away_is_waited_for_when_settling(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = bench.subscription.settle
+    failures = 4
+
+    async def fail_first(
+        settlements: Sequence[tuple[Delivery, Action]], *, reason: str = ""
+    ) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise UnavailableError("connection refused")
+        await settle(settlements, reason=reason)
+
+    monkeypatch.setattr(outage, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(bench.subscription, "settle", fail_first)
+    await bench.send(7, 99)
+    await bench.settled()
+
+    assert failures == 0
+    assert await bench.count() == 1
+    [dead] = await bench.subscription.dead_letters()
+    assert "99" in dead.reason
+    assert bench.worker.counters.outcomes == {"applied": 1}
+
+
+async def test_a_broken_broker_ends_the_worker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> list[Delivery]:
+        raise BrokenBrokerError("fsync failed")
+
+    monkeypatch.setattr(bench.subscription, "receive", fail)
+    await bench.send(7)
+
+    async with asyncio.timeout(10.0):
+        with pytest.raises(BrokenBrokerError):
+            await bench.running
+
+
+async def test_a_ledger_away_for_many_leases_makes_no_dead_letter(tmp_path: Path) -> None:
+    """More workers wait than a message has attempts, each longer than a lease."""
+    ratings, lease, attempts = 60, 0.5, 5
+    with private_redis() as broker, private_postgresql() as database:
+        url = with_options(broker.url, topic="ratings")
+        topic = await open_topic(url)
+        catalog = await open_catalog(f"sqlite://{tmp_path}/catalog.db")
+        subscriptions: list[Subscription] = []
+        ledgers: list[Ledger] = []
+        workers: list[Worker] = []
+        for _ in range(attempts + 2):
+            subscriptions.append(
+                await open_subscription(with_options(url, subscription="process", lease=str(lease)))
+            )
+            ledgers.append(await open_ledger(database.url))
+            workers.append(
+                Worker(
+                    subscription=subscriptions[-1],
+                    ledger=ledgers[-1],
+                    catalog=catalog,
+                    clock=SYSTEM_CLOCK,
+                )
+            )
+        running = [asyncio.ensure_future(worker.run()) for worker in workers]
+
+        async def send(number: int) -> None:
+            for _ in range(number):
+                await topic.send(Message(encode_entry(Rating("default", 1, 7))))
+
+        await send(ratings // 2)
+        database.pause()
+        await send(ratings // 2)
+        await asyncio.sleep(lease * (attempts + 5))
+        database.resume()
+        async with asyncio.timeout(30.0):
+            while True:
+                stat = await subscriptions[0].stat()
+                if stat is not None and stat.pending == 0:
+                    break
+                await asyncio.sleep(0.05)
+
+        total = await ledgers[0].total("default", n=10)
+        assert total is not None
+        assert total.count == ratings
+        assert await subscriptions[0].dead_letters() == []
+        assert sum(subscription.received.redelivered for subscription in subscriptions) == 0
+        for worker in workers:
+            worker.stop()
+        await asyncio.gather(*running)
+        await asyncio.gather(*(subscription.close() for subscription in subscriptions))
+        await asyncio.gather(*(ledger.close() for ledger in ledgers))
+        await topic.close()
+        await catalog.close()

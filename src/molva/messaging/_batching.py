@@ -7,16 +7,21 @@ a cloud's that is paid by the call, one can be asked for.
 
 One call runs at a time, so items are stored in the order in which they were submitted.
 Every item gets a result of its own; where the whole call raised, every item of that call
-gets the exception.
+gets the exception. Where a call took long and failed, what piled up behind it can fail with it,
+so that nobody waits for two calls that run out of time.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar, final
+from typing import Final, Generic, TypeVar, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
 
 __all__ = ["Batcher"]
+
+# Seconds after which a call took long, for ``give_up``. Shorter, and what piled up fails with a
+# call that failed for a moment only; longer, and it may wait for as long a second time.
+_LONG_CALL: Final = 1.0
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,7 +47,9 @@ class Batcher(Generic[T, R]):
         max_items: Items after which a call is full. A slice of ``submit_many``, which has
             at most as many, is not torn apart for it.
         linger: Seconds that the first item of a call waits for others.
-        clock: Where the linger's time comes from.
+        give_up: Asked behind a call that took longer than a second: the error by which
+            what piled up meanwhile fails at once, None where it travels in the next call.
+        clock: Where time comes from.
     """
 
     def __init__(
@@ -51,11 +58,13 @@ class Batcher(Generic[T, R]):
         *,
         max_items: int = 1_000,
         linger: float = 0.0,
+        give_up: Callable[[Sequence[R | BaseException]], BaseException | None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._call = call
         self._max_items = max_items
         self._linger = linger
+        self._give_up = give_up
         self._clock = clock
         self._items: list[T] = []
         # Who waits for them, in the same order: a future for one, a group for several.
@@ -166,6 +175,7 @@ class Batcher(Generic[T, R]):
                     continue
             items, waiters = self._take()
             self._answering = waiters
+            began = self._clock.monotonic()
             try:
                 results: Sequence[R | BaseException] = await self._call(items)
                 if len(results) != len(items):
@@ -174,6 +184,12 @@ class Batcher(Generic[T, R]):
                 results = [error] * len(items)
             self._answering = ()
             self._answer(waiters, results)
+            if self._give_up is not None and self._clock.monotonic() - began > _LONG_CALL:
+                given_up = self._give_up(results)
+                if given_up is not None:
+                    items, waiters = self._items, self._waiters
+                    self._items, self._waiters = [], []
+                    self._answer(waiters, [given_up] * len(items))
 
     def _drop(self) -> None:
         self._cancelled = 0

@@ -34,6 +34,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Final, Literal, NamedTuple, cast, final
 from zlib import crc32
 
@@ -45,6 +46,7 @@ __all__ = [
     "LaneReader",
     "LaneToken",
     "Mark",
+    "PlainToken",
     "Scan",
     "Watermark",
     "lane_of",
@@ -83,6 +85,10 @@ class LaneToken(NamedTuple):
     offset: int
     turn: int
     attempt: int
+
+
+# The same without names: made by the thousand, in a fifth of the time.
+PlainToken = tuple[int, int, int, int, int]
 
 
 class Watermark(NamedTuple):
@@ -136,6 +142,11 @@ class _Lane:
     def advance(self) -> None:
         """Move the watermark over the settled messages at its head."""
         delivered, open_ = self.delivered, self.open
+        if delivered and not open_ and not self.nacked:
+            # As it is after most batches: all that was handed over is settled.
+            self.watermark = delivered[-1]
+            self.settled += len(delivered)
+            delivered.clear()
         nacked = self.nacked[0][0] if self.nacked else None
         while delivered and delivered[0] not in open_ and delivered[0] != nacked:
             self.watermark = delivered.popleft()
@@ -294,6 +305,8 @@ class LaneReader:
             return 0
         if owned.careful:
             return min(1, self.room) if self._may_take_care() else 0
+        if 2 * len(owned.delivered) > self._max_open:
+            owned.advance()
         return max(0, min(self.room, self._max_open - len(owned.delivered)))
 
     def next_scan(self) -> Scan | None:
@@ -335,6 +348,25 @@ class LaneReader:
                     lane.advance()
         return tokens
 
+    def deliver_of(self, number: int, offsets: Sequence[int]) -> list[PlainToken]:
+        """Take note of a lane's next messages; return the token of each hand-over.
+
+        For drivers whose lanes are logs of their own; see ``allowed``.
+
+        Args:
+            number: The lane.
+            offsets: Those of the messages, ascending, at least one.
+        """
+        lane = self._lanes[number]
+        lane.open.update(dict.fromkeys(offsets, 1))
+        lane.delivered.extend(offsets)
+        lane.read_to = offsets[-1]
+        self._open += len(offsets)
+        attempt = max(1, lane.deaths) if lane.careful else 1
+        turn = repeat(1)
+        # Not strict: what repeats has no end.
+        return list(zip(repeat(number), repeat(lane.epoch), offsets, turn, repeat(attempt)))
+
     def due(self, now: float, limit: int) -> list[LaneToken]:
         """Hand over up to ``limit`` nacked messages that are to come again by ``now``."""
         limit = min(limit, self.room)
@@ -364,7 +396,7 @@ class LaneReader:
 
     # Settling ---------------------------------------------------------------------------
 
-    def holds(self, token: LaneToken) -> bool:
+    def holds(self, token: PlainToken) -> bool:
         """Return whether the token names a hand-over that is still ours to settle."""
         lane = self._lanes.get(token[0])
         return lane is not None and lane.epoch == token[1] and lane.open.get(token[2]) == token[3]
@@ -380,7 +412,7 @@ class LaneReader:
             return "delayed"
         return "settled"
 
-    def settle(self, token: LaneToken) -> Outcome:
+    def settle(self, token: PlainToken) -> Outcome:
         """Settle a hand-over as done. Call ``advance`` after the last one of a batch."""
         number, epoch, offset, turn, _ = token
         lane = self._lanes.get(number)
@@ -395,6 +427,23 @@ class LaneReader:
                 self._careful &= ~(1 << number)
         return Outcome.SETTLED
 
+    def settle_many(self, tokens: Iterable[PlainToken]) -> list[Outcome]:
+        """Settle hand-overs as done, as ``settle`` does each: for batches, in half the time."""
+        lanes, lost, settled = self._lanes, Outcome.LEASE_LOST, Outcome.SETTLED
+        outcomes = []
+        for token in tokens:
+            number, epoch, offset, turn, _ = token
+            lane = lanes.get(number)
+            if lane is None or lane.epoch != epoch or lane.careful:
+                outcomes.append(self.settle(token))
+            elif lane.open.get(offset) != turn:
+                outcomes.append(lost)
+            else:
+                del lane.open[offset]
+                self._open -= 1
+                outcomes.append(settled)
+        return outcomes
+
     def give_back(self, token: LaneToken, *, due: float, attempt: int) -> Outcome:
         """Let a message come again at ``due``, as ``attempt``; its lane waits for it."""
         if not self.holds(token):
@@ -407,7 +456,7 @@ class LaneReader:
 
     def apply(self, settlement: Settlement, *, now: float) -> Outcome:
         """Settle a hand-over, or let its message come again, as the settlement asks."""
-        token = cast(LaneToken, settlement.token)
+        token = LaneToken._make(cast(PlainToken, settlement.token))
         if settlement.gives_back:
             due = now + settlement.delay
             return self.give_back(token, due=due, attempt=settlement.next_attempt)
@@ -480,6 +529,7 @@ class LaneReader:
                 # Each message of a careful lane is counted, not just the first.
                 lane.counted = False
                 self._uncounted |= 1 << watermark.lane
+                lane.advance()  # over what was settled while this was written
                 lane.dirty = lane.dirty and watermark.offset != lane.watermark
 
 

@@ -7,8 +7,10 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Final, cast, final
 
+from molva._base.outage import Outage
 from molva.messaging._about import about
 from molva.messaging._ahead import Ahead
 from molva.messaging._batching import Batcher
@@ -27,8 +29,14 @@ from molva.messaging.driver import (
     Peeked,
     RawDelivery,
     Settlement,
+    Token,
 )
-from molva.messaging.errors import LeaseLostError, MessagingError, UnavailableError
+from molva.messaging.errors import (
+    BrokenBrokerError,
+    LeaseLostError,
+    MessagingError,
+    UnavailableError,
+)
 from molva.messaging.message import Message
 
 __all__ = ["ReceiveCounters", "Receiving"]
@@ -38,6 +46,13 @@ _logger: Final = logging.getLogger("molva.messaging")
 # Seconds that one call to the driver waits for a message before it looks whether it should
 # stop. Drivers wake at once; this bounds nothing that a user sees.
 _WAIT: Final = 5.0
+
+# A settlement of a tuple of its fields: one is made for every message, and so it takes half
+# the time.
+_settlement_of = cast(
+    Callable[[tuple[Token, Action, float, str, int]], Settlement],
+    functools.partial(tuple.__new__, Settlement),
+)
 
 
 @final
@@ -53,6 +68,8 @@ class ReceiveCounters:
         lost: Settlements that came too late, because a lease had run out.
         handled, failed: Handlers that ``run`` ran to their end, and those that raised.
         handler_seconds: Time spent in handlers.
+        unavailable: Receives that failed because the broker could not be reached; ``run`` and
+            iterating try again.
     """
 
     received: int = 0
@@ -66,6 +83,7 @@ class ReceiveCounters:
     handled: int = 0
     failed: int = 0
     handler_seconds: float = 0.0
+    unavailable: int = 0
 
 
 class Receiving(Opened):
@@ -82,6 +100,12 @@ class Receiving(Opened):
         self._settles_first = self._url.delivery == "at-most-once"
         self._leased = driver.capabilities.holding != "lane"
         self._stopping = asyncio.Event()
+        self._outage = Outage(
+            f"{self.name}: nothing can be received",
+            logger=_logger,
+            stopping=self._stopping,
+            clock=self._clock,
+        )
         self._drain_seconds: float | None = None
         self.received = ReceiveCounters()
         # Where each settlement is a write, those of many tasks share one. Lanes settle in
@@ -111,9 +135,13 @@ class Receiving(Opened):
         while True:
             try:
                 raw = await receive(wanted, wait=wait)
+            except UnavailableError:
+                self.received.unavailable += 1
+                raise
             except MessagingError:
                 raise
             except Exception as error:
+                self.received.unavailable += 1
                 raise UnavailableError(f"{self._url}: {error}") from error
             self._check_open()  # closed while we waited
             if not raw:
@@ -144,17 +172,24 @@ class Receiving(Opened):
             UnavailableError: The broker cannot be told; all of them may come again.
         """
         self._check_open()
-        items: list[Settlement] = []
-        owners: list[Delivery] = []
+        taken: list[tuple[Delivery, Action]] = []
+        plain = True
         for delivery, action in settlements:
             if delivery.settled:
                 continue
             # Marked before the driver is told: the first wins, also of two at once.
             delivery.settled = True
-            if action is Action.ACK and not delivery._rest:
-                items.append(Settlement(delivery.token, action))
-                owners.append(delivery)
-            else:
+            plain = plain and action is Action.ACK and not delivery._rest
+            taken.append((delivery, action))
+        owners = [delivery for delivery, _ in taken]
+        if plain:
+            # By the thousand: nearly every batch is done as a whole.
+            tokens = [delivery.token for delivery in owners]
+            same = repeat(Action.ACK), repeat(0.0), repeat(""), repeat(1)
+            items = list(map(_settlement_of, zip(tokens, *same)))  # noqa: B905 - those have no end
+        else:
+            items, owners = [], []
+            for delivery, action in taken:
                 of_one = self._settlements(delivery, action, delay, reason)
                 items += of_one
                 owners += [delivery] * len(of_one)
@@ -198,14 +233,37 @@ class Receiving(Opened):
             raise LeaseLostError(lost[0].message.id, attempt=lost[0].attempt)
         return lost
 
+    @contextlib.asynccontextmanager
+    async def keeping(self, deliveries: Sequence[Delivery]) -> AsyncIterator[None]:
+        """Keep the leases of deliveries alive for as long as the block runs.
+
+        For those that came by ``receive``; ``run`` and iterating do it by themselves. One
+        that is lost all the same is marked so: ``Delivery.lost``. Does nothing where a
+        consumer owns what it holds.
+
+        Args:
+            deliveries: What is worked on; those that are settled meanwhile are let go.
+        """
+        self._check_open()
+        keeper = self._keeper()
+        for delivery in deliveries:
+            keeper.hold(delivery)
+        try:
+            yield
+        finally:
+            await keeper.close()
+
     async def __aiter__(self) -> AsyncIterator[Delivery]:
-        """Yield deliveries one after the other, until ``stop`` or ``close``."""
+        """Yield deliveries one after the other, until ``stop`` or ``close``.
+
+        A broker that goes away is tried again until it is back, as ``run`` does.
+        """
         held: deque[Delivery] = deque()
         ahead = Ahead(1, leased=self._leased, limit=self._url.prefetch)
         keeper = self._keeper()
         try:
             while not self._stopping.is_set():
-                for delivery in await self._receive_or_stop(ahead.size):
+                for delivery in await self._receive_patiently(ahead.size):
                     held.append(delivery)
                     keeper.hold(delivery)
                 while held and not self._stopping.is_set():
@@ -236,6 +294,10 @@ class Receiving(Opened):
         which hold up no other key. Leases are kept alive meanwhile. Cancelling cancels the
         handlers too, and gives their messages back.
 
+        A broker that goes away is tried again, with growing pauses, until it is back; the log
+        says when, and ``received.unavailable`` counts the tries. Handlers under way go on;
+        what they could not settle comes again.
+
         Args:
             handler: Called with each delivery.
             concurrency: How many handlers may run at once, ≥ 1.
@@ -243,7 +305,9 @@ class Receiving(Opened):
                 None lets it take as long as it takes.
 
         Raises:
-            UnavailableError: The broker cannot be reached now.
+            BrokenBrokerError: This process must not use the broker again; another one goes on.
+            IncompatibleBrokerError: What is stored there is damaged.
+            NotFoundError: What was opened has been removed.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency={concurrency} is refused; at least 1 is accepted")
@@ -267,7 +331,7 @@ class Receiving(Opened):
         with watched():
             try:
                 while room := await runner.room():
-                    for delivery in await self._receive_or_stop(room):
+                    for delivery in await self._receive_patiently(room):
                         runner.start(delivery)
             except asyncio.CancelledError:
                 runner.cancel()
@@ -333,6 +397,12 @@ class Receiving(Opened):
         counters.received += len(raw)
         found: list[Delivery] = []
         buried: list[tuple[Message, Settlement]] = []
+        # Looked at by the thousand first: nearly always all of them are new, and for ever.
+        messages, attempts, tokens, stored = zip(*raw, strict=True)
+        ttls = [message.ttl for message in messages]
+        if attempts.count(1) == ttls.count(None) == len(raw):
+            found = list(map(Delivery, messages, attempts, tokens, stored, repeat(self)))
+            raw = []
         for message, attempt, token, stored_at_us in raw:
             if attempt > 1 or message.ttl is not None:
                 counters.redelivered += attempt > 1
@@ -437,6 +507,21 @@ class Receiving(Opened):
 
         return LeaseKeeper(extend, lease=self._takes_from.lease, clock=self._clock)
 
+    async def _receive_patiently(self, limit: int) -> list[Delivery]:
+        """Receive as soon as the broker can be reached; return nothing once we are stopped."""
+        while True:
+            try:
+                found = await self._receive_or_stop(limit)
+            except BrokenBrokerError:
+                raise  # passes only with this process
+            except UnavailableError as error:
+                if not await self._outage.wait(error):
+                    return []
+            else:
+                if not self._stopping.is_set():
+                    self._outage.over()
+                return found
+
     async def _receive_or_stop(self, limit: int) -> list[Delivery]:
         """Receive, but return nothing as soon as somebody stops us."""
         receiving = asyncio.ensure_future(self.receive(limit))
@@ -472,8 +557,11 @@ class Receiving(Opened):
             return await self._settle_batch(items)
         if len(items) == 1:
             return [await self._settles.submit(items[0])]
+        results = await self._settles.submit_many(items)
+        if results.count(Outcome.SETTLED) == len(items):
+            return cast(list[Outcome], results)
         outcomes = []
-        for result in await self._settles.submit_many(items):
+        for result in results:
             if isinstance(result, BaseException):
                 raise result
             outcomes.append(result)
@@ -487,7 +575,12 @@ class Receiving(Opened):
         except Exception as error:
             raise UnavailableError(f"{self._url}: {error}") from error
         counters = self.received
-        for (_, action, *_rest), outcome in zip(items, outcomes, strict=True):
+        # Looked at by the thousand first: nearly always all of them are done, and settled.
+        actions = [item.action for item in items]
+        if actions.count(Action.ACK) == outcomes.count(Outcome.SETTLED) == len(items):
+            counters.acked += len(items)
+            return outcomes
+        for action, outcome in zip(actions, outcomes, strict=True):
             if outcome is Outcome.LEASE_LOST:
                 counters.lost += 1
             elif action is Action.ACK:

@@ -84,7 +84,11 @@ class Sending(Opened):
         self._delays = capabilities.delay
         self._priorities = self._url.discipline == "priority"
         self._sends = Batcher(
-            self._send_batch, max_items=_MAX_BATCH, linger=self._url.linger, clock=self._clock
+            self._send_batch,
+            max_items=_MAX_BATCH,
+            linger=self._url.linger,
+            give_up=self._give_up,
+            clock=self._clock,
         )
         self._tells_room = driver if isinstance(driver, TellsRoom) else None
         # Set when nobody may wait for room any more.
@@ -264,6 +268,22 @@ class Sending(Opened):
             counters.dropped += dropped
             counters.failed += len(outcomes) - stored - full - dropped
         return outcomes
+
+    def _give_up(
+        self, results: Sequence[Outcome | MessagingError | BaseException]
+    ) -> BaseException | None:
+        """Return what fails the messages that piled up behind a call that took long.
+
+        Where the broker has not answered for as long as it is given, what waited behind that
+        call has waited nearly as long. Its senders are told now: in a call of its own it
+        would wait the same time again, and twice what a caller was promised. One message
+        that met this is enough: others of the call were stored before the broker went.
+        """
+        for result in results:
+            if isinstance(result, UnavailableError):
+                self.counters.failed += self._sends.waiting
+                return result
+        return None
 
     async def _overflowing(
         self, messages: list[Message], found: Sequence[Outcome | MessagingError]

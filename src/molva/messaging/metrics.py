@@ -55,6 +55,10 @@ _RECEIVED: Final = {
     "handled": ("molva_messaging_handled", "Handlers that ran to their end"),
     "failed": ("molva_messaging_handlers_failed", "Handlers that raised"),
     "handler_seconds": ("molva_messaging_handler_seconds", "Time spent in handlers"),
+    "unavailable": (
+        "molva_messaging_receives_failed",
+        "Receives that failed because the broker was away",
+    ),
 }
 
 

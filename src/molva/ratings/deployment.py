@@ -22,6 +22,7 @@ from molva.messaging import (
     open_topic,
     with_options,
 )
+from molva.messaging.url import BrokerURL, load_driver
 from molva.ratings.catalog import Catalog, open_catalog
 from molva.ratings.ledger import Ledger, open_ledger
 
@@ -103,7 +104,7 @@ class Deployment:
     async def open_topic(self) -> Topic:
         """Open where accepted ratings go, bounded by the broker itself where it can."""
         url = self._topic_url
-        if self.capacity is not None and not _says(url, "capacity"):
+        if self.capacity is not None and not _says(url, "capacity") and _bounds(url):
             bounded = with_options(url, capacity=str(self.capacity))
             with contextlib.suppress(UnsupportedFeatureError):
                 return await open_topic(bounded, clock=self.clock)
@@ -127,6 +128,17 @@ class Deployment:
     async def open_catalog(self) -> Catalog:
         """Open where campaigns are kept."""
         return await open_catalog(self.catalog)
+
+
+def _bounds(url: str) -> bool:
+    """Return whether the broker's driver has a bound at all.
+
+    Asking it to open with one would be refused with the names of those that have one, for
+    which every driver and its client library is loaded: seconds of each start.
+    """
+    driver = load_driver(BrokerURL.parse(url))
+    best: Capabilities | None = getattr(driver, "TOPIC_CAPABILITIES", None)
+    return best is None or best.capacity != "none"
 
 
 def _says(url: str, option: str) -> bool:

@@ -19,8 +19,15 @@ from typing import Final, TypeVar, final
 
 from molva._base.clock import Clock
 from molva._base.ids import format_id
-from molva._base.waiting import first_of
-from molva.messaging import Action, Delivery, LeaseLostError, Subscription
+from molva._base.outage import Outage
+from molva.messaging import (
+    Action,
+    BrokenBrokerError,
+    Delivery,
+    LeaseLostError,
+    Subscription,
+    UnavailableError,
+)
 from molva.ratings.campaign import Campaign
 from molva.ratings.catalog.known import KnownCampaigns
 from molva.ratings.catalog.protocol import Catalog, CatalogError
@@ -55,9 +62,6 @@ _BATCH: Final = 1_000
 _BREATHER: Final = 0.01
 # Seconds that one look for messages waits. Drivers wake at once when one comes.
 _WAIT: Final = 5.0
-# Seconds before a ledger that cannot be reached is tried again: the first time, and at most.
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 5.0
 
 
 @final
@@ -95,6 +99,10 @@ class Worker:
         self._clock = clock
         self._campaigns = KnownCampaigns(catalog, clock)
         self._stopping = asyncio.Event()
+        self._broker_away = self._outage("no ratings can be taken")
+        self._settling_away = self._outage("what was counted cannot be acknowledged")
+        self._catalog_away = self._outage("the catalog cannot be read")
+        self._ledger_away = self._outage("the ledger takes nothing")
         self.counters: Final = WorkerCounters()
 
     def stop(self) -> None:
@@ -102,18 +110,23 @@ class Worker:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Apply ratings until ``stop``.
+        """Apply ratings until ``stop``. Broker, ledger and catalog may go away and come back.
 
         Raises:
             LedgerBrokenError: This process must not write to the ledger again; another
                 one goes on, with the same messages.
-            MessagingError: The broker failed.
+            BrokenBrokerError: Likewise of the broker.
+            MessagingError: The broker refuses in a way that does not pass.
         """
         while not self._stopping.is_set():
-            deliveries = await self._receive()
+            deliveries = await self._patiently(self._receive, UnavailableError, self._broker_away)
             if not deliveries:
                 continue
-            await self._process(deliveries)
+            # A ledger may be away for longer than many leases. Without this other workers
+            # would take these messages, and wait with them in turn, until good ratings have
+            # been handed over too often and are dead letters.
+            async with self._subscription.keeping(deliveries):
+                await self._process(deliveries)
             if len(deliveries) < _BATCH:
                 await self._clock.sleep(_BREATHER)
 
@@ -161,9 +174,7 @@ class Worker:
         Never what was known a while ago: a rating of a campaign that is newer than that
         would become a dead letter.
         """
-        return await self._patiently(
-            self._campaigns.refresh, CatalogError, "the catalog cannot be read"
-        )
+        return await self._patiently(self._campaigns.refresh, CatalogError, self._catalog_away)
 
     async def _apply(
         self, submissions: Sequence[Submission]
@@ -176,7 +187,7 @@ class Worker:
         outcomes = await self._patiently(
             lambda: self._ledger.apply(submissions, applied_at_us=self._clock.now_us()),
             LedgerUnavailableError,
-            "the ledger takes nothing",
+            self._ledger_away,
         )
         if outcomes is not None:
             self.counters.batches += 1
@@ -186,21 +197,23 @@ class Worker:
         return outcomes
 
     async def _patiently(
-        self, call: Callable[[], Awaitable[T]], passing: type[Exception], trouble: str
+        self, call: Callable[[], Awaitable[T]], passing: type[Exception], outage: Outage
     ) -> T | None:
         """Call until ``passing`` is not raised any more; None where we are stopped first."""
-        pause = _FIRST_PAUSE
         while True:
             try:
-                return await call()
-            except LedgerBrokenError:
+                result = await call()
+            except (LedgerBrokenError, BrokenBrokerError):
                 raise  # passes only with this process
             except passing as error:
-                _logger.warning("%s, next try in %.1f s: %s", trouble, pause, error)
-                await first_of(self._clock.sleep(pause), self._stopping.wait())
-                if self._stopping.is_set():
+                if not await outage.wait(error):
                     return None
-                pause = min(_LONGEST_PAUSE, pause * 2)
+            else:
+                outage.over()
+                return result
+
+    def _outage(self, trouble: str) -> Outage:
+        return Outage(trouble, logger=_logger, stopping=self._stopping, clock=self._clock)
 
     async def _settle(
         self, done: Sequence[tuple[Delivery, Action]], dead: Sequence[tuple[Delivery, str]]
@@ -211,10 +224,8 @@ class Worker:
         for delivery, reason in dead:
             by_reason.setdefault(reason, []).append((delivery, Action.REJECT))
         for reason, rejected in by_reason.items():
-            with contextlib.suppress(LeaseLostError):
-                await self._subscription.settle(rejected, reason=reason)
-        with contextlib.suppress(LeaseLostError):
-            await self._subscription.settle(done)
+            await self._settle_patiently(rejected, reason)
+        await self._settle_patiently(done)
         if dead:
             self.counters.rejected += len(dead)
             delivery, reason = dead[0]
@@ -226,6 +237,17 @@ class Worker:
                 format_id(delivery.message.id),
                 reason,
             )
+
+    async def _settle_patiently(
+        self, settlements: Sequence[tuple[Delivery, Action]], reason: str = ""
+    ) -> None:
+        """Settle, as often as it takes; left to come again where we are stopped meanwhile."""
+
+        async def settle() -> None:
+            with contextlib.suppress(LeaseLostError):
+                await self._subscription.settle(settlements, reason=reason)
+
+        await self._patiently(settle, UnavailableError, self._settling_away)
 
 
 def _read(delivery: Delivery, campaigns: Mapping[str, Campaign]) -> Submission:

@@ -4,6 +4,7 @@
     power --cuts 20 --seed 7                 power cuts, every variant
     queue --seed 7 --seconds 60              a queue with leases under faults
     long --minutes 30 --results FILE         until 300 kills, 100 cuts and 10⁶ ratings
+    pairs --pair kafka-redis --seconds 720   scaled out, until 300 kills or the time is up
 
 Exit code 0: everything was proved, and nothing found. 1: something was found, or a run
 proved nothing. 2: what it needs is not there.
@@ -17,10 +18,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.brokers import MissingServerError
 from tests.faults.live.controller import Config, run, versions
 from tests.faults.live.disk import can_mount
 from tests.faults.live.faults import WEIGHTS
 from tests.faults.live.long import Goal, long_run
+from tests.faults.live.pair import PAIRS
+from tests.faults.live.pairs import long_pair
 from tests.faults.live.power import VARIANTS, PowerConfig, cut_power
 from tests.faults.live.queues import QueueConfig, run_queue
 
@@ -51,7 +55,14 @@ def main() -> int:
     long.add_argument("--accepted", type=int, default=1_000_000)
     long.add_argument("--queue-rounds", type=int, default=10, help="rounds of a queue, 20 s each")
     long.add_argument("--results", type=Path, default=Path("faults-results.json"))
-    for each in (live, power, queue, long):
+    pairs = commands.add_parser("pairs", help="scaled out, on a broker and a ledger")
+    pairs.add_argument("--pair", nargs="+", choices=tuple(PAIRS), default=tuple(PAIRS))
+    pairs.add_argument("--seconds", type=float, default=120, help="of each pair, at most")
+    pairs.add_argument("--kills", type=int, default=300, help="of each pair; enough is enough")
+    pairs.add_argument("--rate", type=float, default=300, help="ratings a second offered")
+    pairs.add_argument("--every", type=float, default=1, help="mean seconds between faults")
+    pairs.add_argument("--results", type=Path, help="a file of results, to be added to")
+    for each in (live, power, queue, long, pairs):
         each.add_argument("--seed", type=int, default=1)
         each.add_argument("--folder", type=Path, help="where history and logs stay")
     arguments = parser.parse_args()
@@ -67,6 +78,8 @@ def main() -> int:
         report = asyncio.run(run_queue(config, folder / "queue"))
         print(json.dumps(report.shown(), indent=2))
         return 0 if report.good else 1
+    if arguments.command == "pairs":
+        return _pairs(arguments, folder)
     why_not = can_mount(folder)
     if why_not:
         _say(f"file systems cannot be mounted here, so there are no power cuts: {why_not}")
@@ -115,6 +128,30 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
     for kind, why in report.skipped.items():
         _say(f"NOT DONE HERE: {kind}: {why}")
     return 0 if report.good else 1
+
+
+def _pairs(arguments: argparse.Namespace, folder: Path) -> int:
+    bad = 0
+    for name in arguments.pair:
+        try:
+            total = long_pair(
+                PAIRS[name],
+                kills=arguments.kills,
+                seconds=arguments.seconds,
+                seed=arguments.seed,
+                rate=arguments.rate,
+                every=arguments.every,
+                folder=folder,
+                results=arguments.results,
+                say=_say,
+            )
+        except MissingServerError as missing:
+            _say(f"{name} cannot be run here: {missing}")
+            return 2
+        for line in (*total.violations, *total.vacuous):
+            _say(line)
+        bad += bool(total.violations or total.vacuous)
+    return 1 if bad else 0
 
 
 def _power(arguments: argparse.Namespace, folder: Path) -> int:

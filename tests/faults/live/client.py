@@ -46,7 +46,7 @@ _PATIENCE: Final = 3.0
 # Seconds between two attempts. The Retry-After of the service says 1 to 2; a client that
 # tries sooner is the harder test.
 _PAUSE: Final = (0.02, 0.2)
-# One in so many unknown answers makes a client give up.
+# One in so many unknown answers makes a client give up, unless it is told otherwise.
 _GIVES_UP: Final = 12
 # One in so many accepted ratings is sent again, with the same id.
 _REPEATS: Final = 25
@@ -278,6 +278,7 @@ class Client:
         items: int,
         campaigns: Sequence[tuple[str, int, int]],
         patience: float = _PATIENCE,
+        gives_up: int = _GIVES_UP,
     ) -> None:
         self._process = process
         self._random = random.Random(f"{seed}/{process}")
@@ -287,6 +288,7 @@ class Client:
         self._items = items
         self._campaigns = campaigns
         self._patience = patience
+        self._gives_up = gives_up
         self._connection: _Connection | None = None
         self._port_turn = process
         self._over = False  # no new ratings
@@ -342,7 +344,7 @@ class Client:
             result = await self._attempt(told)
             if result == "ok":
                 return True
-            if self._out_of_time or (result == "unknown" and not rng.randrange(_GIVES_UP)):
+            if self._out_of_time or (result == "unknown" and not rng.randrange(self._gives_up)):
                 return False
             await asyncio.sleep(rng.uniform(*_PAUSE))
             if self._out_of_time:

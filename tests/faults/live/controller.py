@@ -3,8 +3,9 @@
 Design:
     The controller is never killed. It owns the seed, the schedule and the history; clients
     and proxies are tasks of its own loop, so that every time in the history is of one
-    clock. The service is its children: two HTTP processes, each reachable directly and
-    through a proxy, and workers.
+    clock. The service is its children: HTTP processes and workers. On files each HTTP
+    process is reachable directly and through a proxy; of a pair (``pair``), as scaling out
+    is done, all of them stand behind a round-robin.
 
     The end of a run is its proof; see ``proof``.
 
@@ -18,7 +19,6 @@ import os
 import platform
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,13 +28,15 @@ from pathlib import Path
 from typing import Final, Literal, final
 
 import apsw
+from examples.scaling_out.round_robin import RoundRobin
 
 from molva.messaging import MessagingError, Topic, open_topic
 from tests.faults.live.client import Client, History, Load, Pace
 from tests.faults.live.disk import Image, can_mount, limited
 from tests.faults.live.evidence import Place
 from tests.faults.live.faults import WEIGHTS, Planned, Saboteur, missing_tools, plan
-from tests.faults.live.fleet import Fleet
+from tests.faults.live.fleet import Fleet, command
+from tests.faults.live.pair import Pair, Servers
 from tests.faults.live.proof import prove
 from tests.faults.live.proxy import Proxy
 
@@ -68,6 +70,12 @@ class Config:
         replay: How many ratings are sent again over HTTP at the end; all of them are sent
             again through the broker.
         schedule: What goes wrong instead of what the seed says.
+        pair: Broker and ledger; None for the embedded defaults.
+        processes: HTTP processes.
+        accepted: So many accepted ratings are enough, and ``seconds`` is the most; 0: it goes
+            on for ``seconds``.
+        gives_up: One in so many unknown answers makes a client give up.
+        least: The share of what is offered that must be accepted, or the run proves nothing.
     """
 
     seed: int
@@ -83,6 +91,11 @@ class Config:
     strict: bool = True
     replay: int = 500
     schedule: Sequence[Planned] | None = None
+    pair: Pair | None = None
+    processes: int = 2
+    accepted: int = 0
+    gives_up: int = 12
+    least: float = 0.2
 
 
 @final
@@ -95,7 +108,7 @@ class Report:
         recovery_seconds: From the end of the last fault until all was counted.
         silence_seconds: The longest time in which no client was told anything good.
         duplicates: Ratings that the workers met again, and did not count.
-        redelivered: Of these, the ones that no client had sent twice.
+        redelivered: Messages that the broker handed over again.
     """
 
     config: Config
@@ -160,12 +173,12 @@ def free_port() -> int:
         return port
 
 
-def put_campaigns(data: Path) -> None:
+def put_campaigns(place: Place) -> None:
     """Make the campaigns that are not there from the start."""
     for name, lowest, highest in CAMPAIGNS[1:]:
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "molva", "campaign", "put", name, "--data", str(data)),
+                *(*command(), "campaign", "put", name, *place.options),
                 *("--scale", f"{lowest}-{highest}"),
             ],
             check=False, capture_output=True, text=True,
@@ -196,24 +209,43 @@ def _disk(folder: Path, config: Config) -> Iterator[tuple[Path, bool]]:
         yield place, False
 
 
-async def run(config: Config, folder: Path | None = None) -> Report:
-    """Return what one run did and found. ``folder``: where logs and history stay."""
+async def run(config: Config, folder: Path | None = None, servers: Servers | None = None) -> Report:
+    """Return what one run did and found.
+
+    Args:
+        config: What to do.
+        folder: Where logs and history stay.
+        servers: Those of the run's pair.
+    """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="molva-faults-") as temporary:
-            return await run(config, Path(temporary))
+            return await run(config, Path(temporary), servers)
     folder.mkdir(parents=True, exist_ok=True)
+    if config.pair is not None:
+        place = config.pair.place(servers or {}, folder)
+        return await _Run(config, folder, place, servers=servers).run()
     with _disk(folder, config) as (disk, is_limited):
         data = disk / "data"
         data.mkdir()
-        return await _Run(config, folder, data, is_limited).run()
+        place = Place.of_files(data, data / "ledger.db", folder / "witness.log")
+        return await _Run(config, folder, place, is_limited=is_limited).run()
 
 
 @final
 class _Run:
-    def __init__(self, config: Config, folder: Path, data: Path, is_limited: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        place: Place,
+        *,
+        is_limited: bool = False,
+        servers: Servers | None = None,
+    ) -> None:
         self._config = config
         self._folder = folder
-        self._data = data
+        self._place = place
+        self._servers = servers or {}
         skipped = {
             kind: why
             for kind, why in missing_tools(limited=is_limited).items()
@@ -225,14 +257,17 @@ class _Run:
             schedule = plan(config.seed, seconds=config.seconds, every=config.every, kinds=kinds)
         self._report = Report(config, list(schedule))
         self._report.skipped = skipped
-        self._place = Place(data, data / "ledger.db", folder / "witness.log")
         self._fleet = Fleet(self._place.options, folder)
         self._history = History(folder / "history.jsonl")
         self._proxies: list[Proxy] = []
+        self._balancer: RoundRobin | None = None
         self._ports: list[int] = []
         self._topic: Topic | None = None
         self._is_limited = is_limited
         self._healed_at = 0.0
+        # Seconds until all are at work again when all is healed; a first start may take
+        # longer. Consumers of servers wait for those that died to be missed.
+        self._starting = 20.0 if config.pair is None else 30.0
 
     async def run(self) -> Report:
         report = self._report
@@ -242,11 +277,12 @@ class _Run:
             saboteur = Saboteur(
                 self._fleet,
                 self._proxies,
-                self._data,
+                self._place.data,
                 self._history,
                 topic,
                 witness=self._added("work"),
                 limited=self._is_limited,
+                servers=self._servers,
             )
             await self._under_load(saboteur)
             await self._prove(saboteur)
@@ -258,6 +294,8 @@ class _Run:
             if self._topic is not None:
                 with contextlib.suppress(MessagingError):
                     await self._topic.close()
+            if self._balancer is not None:
+                await self._balancer.close()
             for proxy in self._proxies:
                 await proxy.close()
             self._fleet.close()
@@ -270,19 +308,23 @@ class _Run:
     def _added(self, role: str) -> tuple[str, ...]:
         witness = (f"witness={self._place.witness}",) if role == "work" else ()
         mutant = self._config.added.get(role)
-        return (*witness, mutant) if mutant else witness
+        return (*self._place.added, *witness, *((mutant,) if mutant else ()))
 
     async def _start(self) -> Topic:
-        put_campaigns(self._data)
-        for number in range(2):
+        put_campaigns(self._place)
+        for number in range(self._config.processes):
             member = self._fleet.add("serve", port=free_port(), added=self._added("serve"))
-            proxy = Proxy(member.port, seed=self._config.seed * 2 + number)
+            proxy = Proxy(member.port, seed=self._config.seed * self._config.processes + number)
             await proxy.start()
             self._proxies.append(proxy)
             self._ports += [member.port, proxy.port]
+        if self._config.pair is not None:
+            self._balancer = RoundRobin([("127.0.0.1", proxy.port) for proxy in self._proxies])
+            await self._balancer.start()
+            self._ports = [self._balancer.port]
         for _ in range(self._config.workers):
             self._fleet.add("work", added=self._added("work"))
-        if not await self._fleet.all_ready(seconds=20):
+        if not await self._fleet.all_ready(seconds=self._starting * 3):
             raise RuntimeError(f"the service does not start; see {self._folder}")
         # For the poison. Opened now, because a full disk would not let it be opened later.
         self._topic = await open_topic(self._place.topic_url)
@@ -301,6 +343,7 @@ class _Run:
                     pace=pace,
                     items=config.items,
                     campaigns=CAMPAIGNS,
+                    gives_up=config.gives_up,
                 )
                 for number in range(config.clients)
             ]
@@ -311,7 +354,8 @@ class _Run:
         load.start()
         sabotage = asyncio.ensure_future(saboteur.follow(self._report.schedule))
         try:
-            await asyncio.sleep(config.seconds)
+            while time.monotonic() - started < config.seconds and not self._is_enough():
+                await asyncio.sleep(0.05)
             load.check()
             self._report.rate = round(history.accepted / (time.monotonic() - started), 1)
             for client in load:
@@ -320,7 +364,7 @@ class _Run:
             await asyncio.gather(sabotage, return_exceptions=True)
             await saboteur.heal()
             self._healed_at = time.monotonic()
-            if not await self._fleet.all_ready(seconds=20):
+            if not await self._fleet.all_ready(seconds=self._starting):
                 self._report.violations.append("healed, and yet not every process is at work")
             await load.stop(seconds=15)
         finally:
@@ -332,11 +376,14 @@ class _Run:
             if not task.cancelled():
                 task.result()
 
+    def _is_enough(self) -> bool:
+        return 0 < self._config.accepted <= self._history.accepted
+
     async def _watch(self) -> None:
         peak = self._report.peak_files
         while True:
             self._fleet.measure()
-            for path in self._data.iterdir():
+            for path in self._place.data.iterdir():
                 with contextlib.suppress(OSError):
                     peak[path.name] = max(peak.get(path.name, 0), path.stat().st_size)
             await asyncio.sleep(1.0)
@@ -403,7 +450,9 @@ class _Run:
                 yield f"no {kind} happened, of {number} planned"
             elif saboteur.idle[kind] > max(1, number / 2):
                 yield f"{saboteur.idle[kind]} of {number} {kind} came while nothing was under way"
-        if report.accepted < self._config.rate * self._config.seconds * 0.2:
+        config = self._config
+        least = config.accepted or config.rate * config.seconds * config.least
+        if report.accepted < least:
             yield f"only {report.accepted} ratings were accepted"
         if planned["kill"] and not report.unknown:
             yield "the outcome of every rating was known"

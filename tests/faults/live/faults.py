@@ -12,8 +12,13 @@
     slow        another program holds the write lock of queue or ledger; some workers are
                 killed while they wait
     poison      messages that no worker can count
-    storm       workers come and go, twice a second
+    storm       workers come and go, twice a second unless it says otherwise
     terminate   SIGTERM; it has ten seconds
+
+and of servers, where broker or ledger is one:
+
+    broker      stopped in order, killed, or stopped with SIGSTOP; back after a while, on the
+    ledger      same port with the same data
 
 Kinds are drawn by weight, times from an exponential distribution. Everything a fault needs
 is drawn with it, so a schedule depends on its seed and on nothing that happens: the same
@@ -29,8 +34,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, final
@@ -38,13 +43,14 @@ from typing import Final, final
 import apsw
 
 from molva.messaging import Message, MessagingError, Topic
+from tests.brokers import Server
 from tests.faults.live.client import History
 from tests.faults.live.fleet import Fleet, Member, Role
 from tests.faults.live.proxy import Faults, Proxy
 
-__all__ = ["WEIGHTS", "Planned", "Saboteur", "missing_tools", "plan"]
+__all__ = ["SERVERS", "WEIGHTS", "Planned", "Saboteur", "missing_tools", "plan"]
 
-WEIGHTS: Final[Mapping[str, float]] = {
+WEIGHTS: Final[dict[str, float]] = {
     "kill": 10,
     "pause": 2,
     "network": 3,
@@ -56,6 +62,12 @@ WEIGHTS: Final[Mapping[str, float]] = {
     "storm": 0.7,
     "terminate": 0.7,
 }
+
+# What is added to these where broker and ledger are servers.
+SERVERS: Final[dict[str, float]] = {"broker": 0.4, "ledger": 0.4}
+
+# What is done to a server. A restart is an orderly one.
+_SERVER: Final = ("restart", "kill", "pause")
 
 _NETWORK: Final[Mapping[str, Faults | None]] = {
     "reset": None,
@@ -89,7 +101,11 @@ _POISON: Final[Mapping[str, bytes]] = {
 @final
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One fault: ``at`` seconds after the start, for ``seconds``. ``who``: (role, number)."""
+    """One fault: ``at`` seconds after the start, for ``seconds``. ``who``: (role, number).
+
+    ``after``: the start is when so many ratings were accepted. Where a server needs longer to
+    come back than a run was to last, "half way" is not a time.
+    """
 
     at: float
     kind: str
@@ -97,6 +113,7 @@ class Planned:
     seconds: float = 0.0
     detail: str = ""
     number: int = 0
+    after: int = 0
 
     def shown(self) -> dict[str, object]:
         """Return it as a JSON object."""
@@ -104,7 +121,12 @@ class Planned:
 
 
 def plan(
-    seed: int, *, seconds: float, every: float, kinds: Sequence[str] = tuple(WEIGHTS)
+    seed: int,
+    *,
+    seconds: float,
+    every: float,
+    kinds: Sequence[str] = tuple(WEIGHTS),
+    processes: int = 2,
 ) -> list[Planned]:
     """Return what goes wrong in a run.
 
@@ -113,9 +135,10 @@ def plan(
         seconds: How long the run is under load.
         every: Mean seconds between two faults.
         kinds: Which faults to draw from. Each comes at least once where there is time.
+        processes: Of each role.
     """
     rng = random.Random(f"schedule {seed}")
-    weights = [WEIGHTS[kind] for kind in kinds]
+    weights = [(WEIGHTS | SERVERS)[kind] for kind in kinds]
     times = []
     at = rng.uniform(0.3, 1.0)
     while at < seconds:
@@ -127,11 +150,14 @@ def plan(
             plenty = [place for place, other in enumerate(drawn) if drawn.count(other) > 1]
             if plenty:
                 drawn[rng.choice(plenty)] = kind
-    return [_draw(rng, round(at, 3), kind) for at, kind in zip(times, drawn, strict=True)]
+    return [
+        _draw(rng, round(at, 3), kind, processes) for at, kind in zip(times, drawn, strict=True)
+    ]
 
 
-def _draw(rng: random.Random, at: float, kind: str) -> Planned:
-    anyone: list[tuple[Role, int]] = [("serve", 0), ("serve", 1), ("work", 0), ("work", 1)]
+def _draw(rng: random.Random, at: float, kind: str, processes: int) -> Planned:
+    roles: tuple[Role, ...] = ("serve", "work")
+    anyone = [(role, number) for role in roles for number in range(processes)]
     rng.shuffle(anyone)
     one = (anyone[0],)
     match kind:
@@ -143,7 +169,8 @@ def _draw(rng: random.Random, at: float, kind: str) -> Planned:
             return Planned(at, kind, one, round(rng.uniform(0.5, 5), 2), end)
         case "network":
             fault = rng.choice(list(_NETWORK))
-            return Planned(at, kind, (), round(rng.uniform(0.5, 3), 2), fault, rng.randrange(2))
+            where = rng.randrange(processes)
+            return Planned(at, kind, (), round(rng.uniform(0.5, 3), 2), fault, where)
         case "eio":
             return Planned(at, kind, one, 6.0, number=rng.randint(1, 60))
         case "full":
@@ -159,8 +186,13 @@ def _draw(rng: random.Random, at: float, kind: str) -> Planned:
             return Planned(at, kind, (), round(rng.uniform(2, 4), 2))
         case "terminate":
             return Planned(at, kind, one)
+        case "broker" | "ledger":
+            # Longer than a session or a lease, which is 3 s in a run.
+            return Planned(at, kind, (), round(rng.uniform(0.5, 5), 2), rng.choice(_SERVER))
         case _:
-            raise ValueError(f"there is no fault {kind!r}; there are {', '.join(WEIGHTS)}")
+            raise ValueError(
+                f"there is no fault {kind!r}; there are {', '.join(WEIGHTS | SERVERS)}"
+            )
 
 
 def missing_tools(*, limited: bool) -> dict[str, str]:
@@ -195,6 +227,7 @@ class Saboteur:
     Attributes:
         done: Faults that happened, by kind.
         idle: Faults that happened while nothing was under way: they prove nothing.
+        servers: Broker and ledger, those that are servers.
         poisoned: Ids of poison that the broker has, to how often it may have them.
         notes: What could not be done as planned, and why.
     """
@@ -206,20 +239,24 @@ class Saboteur:
     topic: Topic
     witness: tuple[str, ...] = ()
     limited: bool = False
+    servers: Mapping[str, Server] = field(default_factory=dict)
     done: "Counter[str]" = field(default_factory=Counter)
     idle: "Counter[str]" = field(default_factory=Counter)
     poisoned: dict[bytes, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
     _full: bool = False
+    # Poison of which it is open whether the broker has it.
+    _unsent: dict[bytes, Message] = field(default_factory=dict)
+    # Of each server: one thing at a time happens to it.
+    _turns: "defaultdict[str, asyncio.Lock]" = field(
+        default_factory=lambda: defaultdict(asyncio.Lock)
+    )
 
     async def follow(self, schedule: Sequence[Planned]) -> None:
         """Do all of it, each at its time, whatever the ones before are still doing."""
         start = time.monotonic()
-        for planned in schedule:
-            await asyncio.sleep(max(0.0, start + planned.at - time.monotonic()))
-            task = asyncio.ensure_future(self._do(planned))
-            self._tasks.add(task)
+        self._tasks = {asyncio.ensure_future(self._in_time(each, start)) for each in schedule}
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks)
 
@@ -237,6 +274,17 @@ class Saboteur:
         for member in self.fleet.members:
             if member.paused:
                 self.fleet.go_on(member)
+        for server in self.servers.values():
+            if not server.is_running():
+                await asyncio.to_thread(server.start)
+        await self._send_poison()
+
+    async def _in_time(self, planned: Planned, start: float) -> None:
+        while self.history.accepted < planned.after:
+            await asyncio.sleep(0.02)
+            start = time.monotonic()
+        await asyncio.sleep(max(0.0, start + planned.at - time.monotonic()))
+        await self._do(planned)
 
     async def _do(self, planned: Planned) -> None:
         under_way = await self._busy()
@@ -245,7 +293,8 @@ class Saboteur:
         with contextlib.suppress(asyncio.CancelledError):
             happened = await self._cause(planned)
         if happened is None:
-            name = f"network {planned.detail}" if planned.kind == "network" else planned.kind
+            detailed = planned.kind == "network" or planned.kind in SERVERS
+            name = f"{planned.kind} {planned.detail}" if detailed else planned.kind
             self.done[name] += 1
             self.idle[planned.kind] += not under_way
         else:
@@ -275,6 +324,8 @@ class Saboteur:
             "poison": self._poison,
             "storm": self._storm,
             "terminate": self._terminate,
+            "broker": self._server,
+            "ledger": self._server,
         }[planned.kind](planned)
 
     async def _find(self, who: tuple[Role, int]) -> Member | None:
@@ -421,17 +472,24 @@ class Saboteur:
     async def _poison(self, planned: Planned) -> str | None:
         for number in range(planned.number):
             id_ = os.urandom(16)
-            message = Message(_POISON[planned.detail], id_, f"default/item-{number}")
+            self._unsent[id_] = Message(_POISON[planned.detail], id_, f"default/item-{number}")
+        # What is not sent when the run ends is sent when all is healed.
+        sent = await self._send_poison()
+        return None if sent else "the broker took no poison for long"
+
+    async def _send_poison(self) -> bool:
+        """Send what is not known to be sent; return whether all of it was."""
+        for id_, message in list(self._unsent.items()):
             for _ in range(40):
                 self.poisoned[id_] = self.poisoned.get(id_, 0) + 1
                 try:
                     await self.topic.send(message)
-                    break
                 except MessagingError:
                     await asyncio.sleep(0.5)
-            else:
-                return "the broker took no poison for long"
-        return None
+                else:
+                    self._unsent.pop(id_, None)
+                    break
+        return not self._unsent
 
     async def _storm(self, planned: Planned) -> str | None:
         end = time.monotonic() + planned.seconds
@@ -440,7 +498,7 @@ class Saboteur:
         try:
             while time.monotonic() < end:
                 added.append(self.fleet.add("work", added=self.witness))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(float(planned.detail or 0.5))
                 number += 1
                 if len(added) > 1:
                     leaver = added.pop(0)
@@ -470,3 +528,30 @@ class Saboteur:
         if member in self.fleet.members and not member.alive:
             member.due = time.monotonic()
         return None
+
+    async def _server(self, planned: Planned) -> str | None:
+        server = self.servers.get(planned.kind)
+        if server is None:
+            return f"the {planned.kind} is a file"
+        hit, back = {
+            "restart": (server.stop, server.start),
+            "kill": (server.kill, server.start),
+            "pause": (server.pause, server.resume),
+        }[planned.detail]
+        async with self._turns[planned.kind]:
+            try:
+                await _to_the_end(hit)
+                await asyncio.sleep(planned.seconds)
+            finally:
+                await _to_the_end(back)
+        return None
+
+
+async def _to_the_end(change: Callable[[], None]) -> None:
+    """Run it in a thread; wait for its end also where the run is over meanwhile."""
+    changing = asyncio.ensure_future(asyncio.to_thread(change))
+    try:
+        await asyncio.shield(changing)
+    except asyncio.CancelledError:
+        await asyncio.wait([changing])
+        raise

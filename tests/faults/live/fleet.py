@@ -25,7 +25,7 @@ import psutil
 
 from molva.cli.running import PARENT_PIPE
 
-__all__ = ["Fleet", "Member", "Role", "wait_stopped"]
+__all__ = ["Fleet", "Member", "Role", "command", "wait_stopped"]
 
 Role = Literal["serve", "work"]
 
@@ -39,6 +39,13 @@ _HONEST_EXITS: Final = frozenset({0, 3, 74})
 _RESTART: Final = 0.3
 
 _READY: Final = {"serve": b"ratings survive", "work": b"taking ratings"}
+
+
+def command(added: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the command ``molva``, with what ``launch`` adds to it."""
+    if not added:
+        return (sys.executable, "-m", "molva")
+    return (sys.executable, "-P", str(_LAUNCH), ",".join(added))
 
 
 @final
@@ -144,9 +151,9 @@ class Fleet:
         """Start a process that does not run."""
         assert not member.alive, member.name
         self.reap(member)
-        words = (*member.added, *added)
-        program = (sys.executable, "-P", str(_LAUNCH), ",".join(words)) if words else ()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MOLVA_")}
+        # Compiling all modules anew takes longer than the rest of a start.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         # Should this process be killed, its children end by themselves.
         environment[PARENT_PIPE] = str(self._parent[0])
         with member.log.open("ab") as log:
@@ -154,7 +161,7 @@ class Fleet:
             process = subprocess.Popen(
                 [
                     *wrapper,
-                    *(program or (sys.executable, "-m", "molva")),
+                    *command((*member.added, *added)),
                     *(member.role, *self.options, *member.arguments),
                 ],
                 stdout=log,

@@ -1,4 +1,4 @@
-"""What the files hold against what clients were told: every contradiction.
+"""What broker and ledger hold against what clients were told: every contradiction.
 
     lost        answered with 2xx, and neither counted nor among the dead letters
     phantom     counted, and never sent
@@ -6,11 +6,14 @@
     doubled     counted twice under one id
     garbled     counted as something other than what was sent
     hole        a sequence number that nothing has
+    running     the place or the sum that is kept beside a rating, and is not what comes before
+    forgotten   an id that was counted and that the ledger would not know again, or one that it
+                knows and never counted, where it keeps ids apart
     total       a number that the ledger keeps and its ratings do not give
     read        an answer to GET /total that its ``as_of`` does not give
     backwards   an answer older than one that was there before it was asked for
     order       two ratings of one item, counted the other way round than they were sent,
-                the second after the first was acknowledged
+                the second after the first was acknowledged; where the broker promises it
     poison      a message that cannot be counted, and is not among the dead letters; or one
                 among them that could have been
 
@@ -26,7 +29,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from tests.faults.live.client import Told, Totals
-from tests.faults.live.evidence import Evidence, Row
+from tests.faults.live.evidence import Evidence
+from tests.faults.live.ledgers import Row
 
 __all__ = ["History", "judge"]
 
@@ -55,13 +59,20 @@ class History(Protocol):
     def totals(self) -> Sequence[Totals]: ...
 
 
-def judge(history: History, evidence: Evidence, poisoned: Mapping[bytes, int]) -> list[str]:
+def judge(
+    history: History,
+    evidence: Evidence,
+    poisoned: Mapping[bytes, int],
+    *,
+    ordered: bool = True,
+) -> list[str]:
     """Return every kind of contradiction, how often it is there, and some of it.
 
     Args:
         history: What clients sent, and what they were told.
-        evidence: What the files hold, with nothing waiting any more.
+        evidence: What broker and ledger hold, with nothing waiting any more.
         poisoned: Ids of messages that nobody can count, to how often each was sent.
+        ordered: Whether the broker promises the order of a key.
     """
     found: dict[str, list[str]] = defaultdict(list)
     for check in (
@@ -70,7 +81,9 @@ def judge(history: History, evidence: Evidence, poisoned: Mapping[bytes, int]) -
         _totals(evidence),
         _reads(history.totals, evidence.rows),
         _backwards(history.totals),
-        _order(history.ratings, evidence.rows),
+        _running(evidence.rows),
+        _known(evidence),
+        _order(history.ratings, evidence.rows) if ordered else iter(()),
         _dead(history, evidence, poisoned),
     ):
         for kind, what in check:
@@ -119,6 +132,26 @@ def _dense(rows: Sequence[Row]) -> Iterator[Finding]:
         if row.seq != expected:
             yield "hole", f"{row.campaign} goes from {expected - 1} to {row.seq}"
         last[row.campaign] = row.seq
+
+
+def _running(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Compare the place and the sums beside each rating with what comes before it."""
+    so_far: dict[tuple[str, str | None], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for row in rows:
+        for scope in ((row.campaign, row.item), (row.campaign, None)):
+            position, sum_ = so_far[scope]
+            so_far[scope] = (position + 1, sum_ + row.rate)
+        given = (*so_far[row.campaign, row.item], *so_far[row.campaign, None])
+        if row.running is not None and row.running != given:
+            yield "running", f"{row}, and what comes before gives {given}"
+
+
+def _known(evidence: Evidence) -> Iterator[Finding]:
+    if evidence.known is None:
+        return
+    counted = {(row.campaign, row.id) for row in evidence.rows}
+    for campaign, id_ in counted ^ evidence.known:
+        yield "forgotten", f"{id_.hex()} of {campaign}"
 
 
 def _totals(evidence: Evidence) -> Iterator[Finding]:

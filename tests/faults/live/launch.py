@@ -2,8 +2,10 @@
 
 python launch.py ADDED[,ADDED…] COMMAND ARGUMENT…
 
-    witness=FILE          a worker appends a line for each batch: how many ratings it
-                          applied, and how many it met again
+    witness=FILE          a worker appends a line for each batch: how many messages it was
+                          given, how many ratings it applied, and how many it met again
+    window=RATINGS        a ledger in Redis keeps so many ratings of an item and of a campaign one
+                          by one: all of a run, so that the checker sees all
     wall=SECONDS          the wall clock goes wrong by so much
     checkpoint=PAGES      the write-ahead log is copied back after so many pages
     slow-sync=SECONDS     a disk whose syncs take so much longer: what a cut finds written and
@@ -22,6 +24,7 @@ a service lose ratings must not exist in it. So they live here, and are put in f
 """
 
 import asyncio
+import importlib
 import os
 import sys
 import time
@@ -31,7 +34,13 @@ from typing import Any, Final
 
 from molva.cli.main import main
 from molva.messaging import Delivery, Subscription, Topic
-from molva.ratings.ledger.sqlite import SQLiteLedger
+
+# Of each scheme, where the class of its ledger is.
+_LEDGERS: Final = {
+    "sqlite": ("molva.ratings.ledger.sqlite", "SQLiteLedger"),
+    "postgresql": ("molva.ratings.ledger.postgresql", "PostgreSQLLedger"),
+    "redis": ("molva.ratings.ledger.redis", "RedisLedger"),
+}
 
 # What SQLite uses and does not hold.
 _kept: Final[list[object]] = []
@@ -46,16 +55,34 @@ def _put(owner: object, name: str, value: object) -> None:
 
 def witness(path: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    original = SQLiteLedger.apply
+    scheme = sys.argv[sys.argv.index("--ledger") + 1].partition(":")[0]
+    module, name = _LEDGERS[scheme]
+    ledger = getattr(importlib.import_module(module), name)
+    original = ledger.apply
 
-    async def apply(self: SQLiteLedger, batch: Sequence[Any], *, applied_at_us: int) -> Any:
+    async def apply(self: Any, batch: Sequence[Any], *, applied_at_us: int) -> Any:
         outcomes = await original(self, batch, applied_at_us=applied_at_us)
         count = Counter(getattr(outcome, "name", "FAILED") for outcome in outcomes)
         line = " ".join(f"{name}={number}" for name, number in sorted(count.items()))
         os.write(descriptor, f"{line}\n".encode())
         return outcomes
 
-    _put(SQLiteLedger, "apply", apply)
+    _put(ledger, "apply", apply)
+    receive = Subscription.receive
+
+    async def receive_and_tell(self: Subscription, *args: Any, **kwargs: Any) -> list[Delivery]:
+        deliveries = await receive(self, *args, **kwargs)
+        if deliveries:
+            os.write(descriptor, f"RECEIVED={len(deliveries)}\n".encode())
+        return deliveries
+
+    _put(Subscription, "receive", receive_and_tell)
+
+
+def window(ratings: str) -> None:
+    from molva.ratings.ledger import redis
+
+    _put(redis, "_WINDOW", int(ratings))
 
 
 def wall(seconds: str) -> None:
@@ -161,6 +188,7 @@ def not_synced(_: str) -> None:
 
 _ADDED: Final[dict[str, Callable[[str], None]]] = {
     "witness": witness,
+    "window": window,
     "wall": wall,
     "checkpoint": checkpoint,
     "slow-sync": slow_sync,

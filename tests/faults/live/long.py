@@ -226,14 +226,21 @@ def long_run(
             say(f"seed {seed + number} is kept in {place}")
         number += 1
         total.seconds = round(time.monotonic() - started, 1)
-        results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(total.shown(), indent=2) + "\n")
+        _write(results, total)
         say(
             f"{total.seconds:6.0f} s  {total.accepted:9,} ratings  {total.kills:4} kills  "
             f"{total.cuts:4} cuts  {total.queue_messages:7,} queued  "
             f"{len(total.violations)} violations  {len(total.vacuous)} vacuous"
         )
     return total
+
+
+def _write(results: Path, total: Results) -> None:
+    """Write them; what the file says of pairs (``pairs``) stays."""
+    document = json.loads(results.read_text()) if results.exists() else {}
+    kept = {name: document[name] for name in ("pairs",) if name in document}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps({**total.shown(), **kept}, indent=2) + "\n")
 
 
 def _reached(goal: Goal, total: Results) -> bool:

@@ -208,9 +208,9 @@ class _Round:
         }.get(config.variant, disks)
         data = disks[0].mount / "data"
         data.mkdir()
-        self._place = Place(data, disks[-1].mount / "ledger.db", folder / "witness.log")
+        self._place = Place.of_files(data, disks[-1].mount / "ledger.db", folder / "witness.log")
         if len(disks) == 1:
-            self._place = Place(data, data / "ledger.db", folder / "witness.log")
+            self._place = Place.of_files(data, data / "ledger.db", folder / "witness.log")
         self._fleet = Fleet(self._place.options, folder)
         self._history = History(folder / "history.jsonl")
         self._report = PowerReport(config)
@@ -220,7 +220,7 @@ class _Round:
         report, fleet = self._report, self._fleet
         started = time.monotonic()
         try:
-            put_campaigns(self._place.data)
+            put_campaigns(self._place)
             port = free_port()
             fleet.add("serve", port=port, added=self._added("serve"))
             for _ in range(self._config.workers):

@@ -3,7 +3,7 @@
 Every client has settled what it had under way, and no fault is left. Then, in this order:
 
     1. The backlog is gone within 30 s, without anybody's help.
-    2. What the files hold is compared with what clients were told (``judge``).
+    2. What broker and ledger hold is compared with what clients were told (``judge``).
     3. ``molva verify`` compares the ledger with itself.
     4. The whole stream is sent once more, with the same ids: nothing may change. All of
        it through the broker, and a part of it over HTTP, which is the slower road.
@@ -12,7 +12,6 @@ Every client has settled what it had under way, and no fault is left. Then, in t
 import asyncio
 import contextlib
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from molva.messaging import Message, MessagingError, Topic, open_topic
 from molva.ratings.rating import Rating, encode_entry
 from tests.faults.live.client import History, Told, request
 from tests.faults.live.evidence import Evidence, Place, collect
-from tests.faults.live.fleet import Fleet
+from tests.faults.live.fleet import Fleet, command
 from tests.faults.live.judge import judge
 
 __all__ = ["Proof", "prove"]
@@ -42,11 +41,12 @@ class Proof:
 
     @property
     def redelivered(self) -> int:
-        """How many ratings the broker delivered again, as far as the witness saw."""
-        # What the broker took beyond one message an id was sent twice by a client.
-        found = self.evidence
-        ids = {row.id for row in found.rows} | {letter.id for letter in found.dead}
-        return max(0, found.duplicates - (found.stored - len(ids)))
+        """How many messages the broker handed over again, as far as the witness saw.
+
+        Not the duplicates: those are also what clients sent twice, and not what a worker had
+        been given and not counted when it died.
+        """
+        return max(0, self.evidence.received - self.evidence.stored)
 
 
 async def prove(
@@ -76,7 +76,8 @@ async def prove(
             proof.violations.append(
                 f"{left} messages were not settled within {_DRAIN:.0f} s of the last fault"
             )
-        proof.violations += judge(history, proof.evidence, poisoned)
+        ordered = topic.capabilities.ordering == "per-key"
+        proof.violations += judge(history, proof.evidence, poisoned, ordered=ordered)
         proof.violations += await asyncio.to_thread(_verify, place)
         proof.violations += await _send_all_again(
             place, topic, fleet.of("serve")[0].port, history, proof.evidence, replay
@@ -99,7 +100,7 @@ async def _drained(topic: Topic, deadline: float) -> int:
 
 def _verify(place: Place) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "molva", "verify", *place.options],
+        [*command(place.added), "verify", *place.options],
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode == 0:

@@ -96,6 +96,7 @@ class Proxy:
         self.upstream = upstream
         self._random = random.Random(seed)
         self._server: asyncio.Server | None = None
+        self._starting = asyncio.Lock()
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -111,9 +112,10 @@ class Proxy:
             link.answered = 0
 
     async def start(self) -> None:
-        """Listen, again on the same port."""
-        if self._server is None:
-            self._server = await asyncio.start_server(self._accept, _HOST, self.port)
+        """Listen, again on the same port. Two faults may end at once."""
+        async with self._starting:
+            if self._server is None:
+                self._server = await asyncio.start_server(self._accept, _HOST, self.port)
 
     async def refuse(self) -> None:
         """Stop listening and reset what is open, until ``start``."""

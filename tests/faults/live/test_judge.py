@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.live.client import History, Told, Totals
-from tests.faults.live.evidence import Dead, Evidence, Row
+from tests.faults.live.evidence import Dead, Evidence
 from tests.faults.live.judge import judge
+from tests.faults.live.ledgers import Row, Running
 
 RATES = (3, 7, 10)
 
@@ -107,6 +108,40 @@ def test_an_answer_that_its_as_of_does_not_give(history: History, wrong: Totals)
     history.totals = [wrong]
 
     assert kinds(judge(history, evidence(), {})) == {"read"}
+
+
+@pytest.mark.parametrize(
+    ("running", "kinds_found"),
+    [
+        (Running(2, 10, 2, 10), set()),
+        (Running(1, 10, 2, 10), {"running"}),
+        (Running(2, 11, 2, 10), {"running"}),
+        (Running(2, 10, 3, 10), {"running"}),
+        (Running(2, 10, 2, 9), {"running"}),
+    ],
+)
+def test_places_and_sums_beside_a_rating_must_follow_from_those_before(
+    history: History, running: Running, kinds_found: set[str]
+) -> None:
+    rows = [ROWS[0], ROWS[1]._replace(running=running), ROWS[2]]
+
+    assert kinds(judge(history, evidence(rows), {})) == kinds_found
+
+
+@pytest.mark.parametrize(("known", "kinds_found"), [((0, 1, 2), set()), ((0, 1), {"forgotten"})])
+def test_ids_that_are_kept_apart_must_be_those_of_the_ratings(
+    history: History, known: tuple[int, ...], kinds_found: set[str]
+) -> None:
+    ids = frozenset(("default", id_of(number)) for number in known)
+
+    assert kinds(judge(history, replace(evidence(), known=ids), {})) == kinds_found
+
+
+def test_order_is_judged_where_the_broker_promises_it(history: History) -> None:
+    swapped = [ROWS[1]._replace(seq=1), ROWS[0]._replace(seq=2), ROWS[2]]
+
+    assert judge(history, evidence(swapped), {}, ordered=False) == []
+    assert kinds(judge(history, evidence(swapped), {})) == {"order"}
 
 
 def test_an_answer_that_goes_back(history: History) -> None:

@@ -170,6 +170,17 @@ async def test_refusing_is_noticed_at_once_until_it_listens_again(proxy: Proxy) 
     again.writer.close()
 
 
+async def test_two_faults_that_end_at_once_let_it_listen_again(proxy: Proxy) -> None:
+    await proxy.refuse()
+
+    await asyncio.gather(proxy.start(), proxy.start())
+
+    again = Client(*await asyncio.open_connection("127.0.0.1", proxy.port))
+    await again.send(b"x")
+    assert await again.receive(1) == b"x"
+    again.writer.close()
+
+
 async def test_a_dead_service_behind_it_is_a_reset() -> None:
     proxy = Proxy(1, seed=1)  # nothing listens on port 1
     await proxy.start()

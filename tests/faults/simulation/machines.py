@@ -42,7 +42,7 @@ from molva.messaging import (
 )
 from molva.ratings.ledger import Ledger, Outcome, open_ledger
 from molva.ratings.rating import Rating, Submission, decode_entry, encode_entry
-from tests.faults.live.evidence import read_ledger
+from tests.faults.live.ledgers.sqlite import read_file
 
 __all__ = ["LeaseMachine", "PathMachine", "check"]
 
@@ -498,7 +498,8 @@ class PathMachine(_Machine):
         if not hasattr(self, "ledger") or not self.moved:
             return
         self.moved = False
-        rows, totals = read_ledger(self.folder / "ledger.db")
+        ledger = read_file(self.folder / "ledger.db")
+        rows, totals = ledger.rows, ledger.totals
         assert len({row.id for row in rows}) == len(rows)
         assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
         for row in rows:
@@ -527,7 +528,7 @@ class PathMachine(_Machine):
         while self._audit(10):
             pass
         assert self.audited == self.sent.keys()
-        rows, _ = read_ledger(self.folder / "ledger.db")
+        rows = read_file(self.folder / "ledger.db").rows
         letters = {letter.message.id for letter in self.do(self.process.dead_letters(1_000))}
         assert letters == self.rejected
         assert {row.id for row in rows} | letters == self.sent.keys()

@@ -21,8 +21,9 @@ from unittest.mock import patch
 from molva.messaging import Message, _receiving
 from molva.ratings.ledger.sqlite import SQLiteLedger
 from molva.ratings.rating import Rating, encode_entry
-from tests.faults.live.evidence import Dead, Evidence, read_ledger
+from tests.faults.live.evidence import Dead, Evidence
 from tests.faults.live.judge import judge
+from tests.faults.live.ledgers.sqlite import read_file
 from tests.faults.simulation.clients import Client, Record
 from tests.faults.simulation.loop import Process, SimulatedLoop
 from tests.faults.simulation.plan import ACTIVE_SECONDS, Fault, Plan, draw
@@ -284,10 +285,11 @@ class _Run:
 
     def _evidence(self) -> Evidence:
         storage = self._service.storage
-        rows, totals = read_ledger(storage.path)
+        ledger = read_file(storage.path)
         state = self._service.broker.state
         dead = [Dead(d.message.id, d.message.body, d.reason) for d in state.dead.values()]
-        return Evidence(rows, totals, dead, len(state.rows), storage.outcomes["DUPLICATE"])
+        met_again = storage.outcomes["DUPLICATE"]
+        return Evidence(ledger.rows, ledger.totals, dead, len(state.rows), met_again)
 
     async def _verify(self) -> None:
         server = self._service.servers["serve", 0]

@@ -1,9 +1,12 @@
 """Consuming: one thread that polls, whatever the loop is doing.
 
-librdkafka wants to be polled, or its consumer is taken for dead; and its callbacks for lanes
-that come and go must not return before that is done. So a thread of its own polls, hands
-records over many at a time, with one call into the loop, and asks the loop what to commit
-when lanes go. A handler that blocks the loop for minutes then costs no membership.
+librdkafka wants to be polled, or its consumer is taken for dead; and its callbacks for
+lanes that come and go must not return before that is done. So a thread of its own polls,
+hands records over many at a time, and asks the loop what to commit when lanes go. A handler
+that blocks the loop for minutes then costs no membership.
+
+What it tells waits in one line, in order, records among it. The loop is called to hear it,
+and who receives while there is plenty hears it without that, and without going to sleep.
 
 Nothing is lost that is "on the way" into the loop: a record counts as read only once the
 loop has noted it, and only what was settled is ever committed.
@@ -40,6 +43,9 @@ _LONGEST_POLL: Final = 0.05
 # Seconds for which the thread stops taking before the loop is asked to pause what is full.
 _FULL: Final = 0.2
 _FULL_WAIT: Final = 0.005
+# Records that may wait for the loop to hear of them. Fewer, and a busy loop runs dry; more,
+# and one that stands still, and so pauses nothing, fills our memory.
+_MOST_UNHEARD: Final = 5_000
 # Seconds that the brokers have for an answer about positions.
 _ANSWER: Final = 10.0
 
@@ -116,6 +122,13 @@ class Poller:
         self.joined: Final[asyncio.Future[None]] = self._loop.create_future()
         self._closed = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
+        # What the thread has told and the loop has not heard, in order; and whether the
+        # loop was called to hear it.
+        self._told: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._called = False
+        # Records told of, counted by the thread; records heard of, counted by the loop.
+        self._records_told = 0
+        self._records_heard = 0
         # What the loop wants done, by the thread.
         self._asked: deque[Callable[[], object]] = deque()
         self._committing: tuple[dict[tuple[str, int], int], asyncio.Future[None]] | None = None
@@ -191,6 +204,26 @@ class Poller:
         self.room.set()
         await asyncio.wait([self._ended], timeout=timeout)
 
+    def hear(self) -> None:
+        """Take note of what the thread has told: the loop does so by itself, but later."""
+        told = self._told
+        while told:
+            call, values = told.popleft()
+            call(*values)
+
+    def _hear_called(self) -> None:
+        # Set back first: what is told from now on calls again.
+        self._called = False
+        self.hear()
+
+    def _hear_of(self, records: list[Any]) -> None:
+        self._records_heard += len(records)
+        self._events.on_records(records)
+
+    async def _leaving(self, partitions: Sequence[tuple[str, int]]) -> list[Position]:
+        self.hear()
+        return await self._events.on_leaving(partitions)
+
     # In the thread ----------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -212,19 +245,25 @@ class Poller:
                 while self._asked:
                     self._asked.popleft()()
                     poll = _SHORTEST_POLL
-                if not self.room.wait(0 if full_since is None else _FULL_WAIT):
+                room = self._has_room(0 if full_since is None else _FULL_WAIT)
+                if not room:
                     full_since = full_since or now
                     if now - full_since < _FULL:
                         continue
                     if not self._post(self._events.on_full):
                         return
                 full_since = None
-                first = consumer.poll(poll)
-                if first is None:
-                    poll = min(2 * poll, _LONGEST_POLL)
-                    continue
+                # Where there is plenty, one call: each may have to wait for the interpreter
+                # as long as its switch interval lasts.
+                records = consumer.consume(_BATCH, 0.0) if room else []
+                if not records:
+                    first = consumer.poll(poll)
+                    if first is None:
+                        poll = min(2 * poll, _LONGEST_POLL)
+                        continue
+                    records = [first]
                 poll = _SHORTEST_POLL
-                if not self._hand_over([first, *consumer.consume(_BATCH - 1, 0.0)]):
+                if not self._hand_over(records):
                     return
         except Exception:
             _logger.exception("a Kafka consumer's thread ended; open the subscription anew")
@@ -232,18 +271,22 @@ class Poller:
             consumer.close()
             self._post(_resolve, self._ended)
 
+    def _has_room(self, wait: float) -> bool:
+        """Return whether the loop takes more records; wait so many seconds for it."""
+        if self._records_told - self._records_heard < _MOST_UNHEARD:
+            return self.room.wait(wait)
+        time.sleep(wait)
+        return False
+
     def _hand_over(self, records: list[Any]) -> bool:
         """Hand records over, and errors among them; return whether there is a loop."""
-        for record in records:
-            if record.error() is not None:
-                break
-        else:
-            return self._post(self._events.on_records, records)
-        for record in records:
-            if record.error() is not None:
-                self._on_error(record.error())
-        good = [record for record in records if record.error() is None]
-        return self._post(self._events.on_records, good)
+        errors = [record.error() for record in records]
+        if any(errors):
+            for error in filter(None, errors):
+                self._on_error(error)
+            records = [record for record in records if record.error() is None]
+        self._records_told += len(records)
+        return self._post(self._hear_of, records)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._seen_at = None
@@ -278,7 +321,7 @@ class Poller:
             return  # what there was to commit was committed before
         self._seen_at = None
         names = [(at.topic, at.partition) for at in partitions]
-        leaving = self._events.on_leaving(names)
+        leaving = self._leaving(names)
         try:
             asked = asyncio.run_coroutine_threadsafe(leaving, self._loop)
         except RuntimeError:
@@ -316,10 +359,13 @@ class Poller:
 
     def _post(self, call: Callable[..., object], *values: object) -> bool:
         """Let the loop run ``call``; return whether there is a loop."""
-        try:
-            self._loop.call_soon_threadsafe(call, *values)
-        except RuntimeError:
-            return False
+        self._told.append((call, values))
+        if not self._called:
+            self._called = True
+            try:
+                self._loop.call_soon_threadsafe(self._hear_called)
+            except RuntimeError:
+                return False
         return True
 
     @staticmethod

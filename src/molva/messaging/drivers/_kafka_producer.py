@@ -16,7 +16,7 @@ from typing import Any, Final, final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from molva.messaging.drivers._kafka_records import Record
+from molva.messaging.drivers._kafka_records import PlainRecord
 
 __all__ = ["Publisher"]
 
@@ -59,7 +59,7 @@ class Publisher:
         self._freed = asyncio.Event()
         self._closed = False
 
-    async def publish(self, records: Sequence[Record]) -> list[KafkaError | None]:
+    async def publish(self, records: Sequence[PlainRecord]) -> list[KafkaError | None]:
         """Store records in their order; return None or an error for each.
 
         Raises:

@@ -13,7 +13,7 @@ body and the header ``kafka-tombstone``.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
@@ -24,12 +24,16 @@ from molva.messaging.message import NO_HEADERS, Message
 __all__ = [
     "MAX_OVERHEAD_BYTES",
     "TOMBSTONE",
+    "PlainRecord",
     "Record",
     "dead_letter_of",
     "message_of",
+    "messages_of",
     "record_of",
     "record_of_dead",
+    "records_of",
     "stored_at_us",
+    "stored_at_us_of",
 ]
 
 # Stands in for the value that a tombstone has not.
@@ -61,15 +65,27 @@ class Record(NamedTuple):
     headers: Headers
 
 
+# The same without names: made by the thousand, in a fifth of the time.
+PlainRecord = tuple[str, bytes | None, bytes | None, Headers]
+
+
 def record_of(topic: str, message: Message) -> Record:
     """Return the record of a message."""
-    key = message.key
-    return Record(
-        topic,
-        None if key is None else key.encode(),
-        message.body,
-        _headers_of(message) if message.headers or message.ttl else [(_ID, message.id)],
-    )
+    [record] = records_of(topic, [message])
+    return Record(*record)
+
+
+def records_of(topic: str, messages: Iterable[Message]) -> list[PlainRecord]:
+    """Return the record of each message."""
+    return [
+        (
+            topic,
+            None if (key := message.key) is None else key.encode(),
+            message.body,
+            _headers_of(message) if message.headers or message.ttl else [(_ID, message.id)],
+        )
+        for message in messages
+    ]
 
 
 def _headers_of(message: Message) -> Headers:
@@ -90,6 +106,27 @@ def _headers_of(message: Message) -> Headers:
 def stored_at_us(record: Any) -> int:
     """Return when Kafka, or the sender, says that a record was stored."""
     return max(0, int(record.timestamp()[1])) * 1_000
+
+
+def stored_at_us_of(records: Sequence[Any]) -> list[int]:
+    """Return ``stored_at_us`` of each."""
+    times = [record.timestamp()[1] * 1_000 for record in records]
+    return times if not times or min(times) >= 0 else [max(0, time) for time in times]
+
+
+def messages_of(records: Iterable[Any]) -> list[Message]:
+    """Return ``message_of`` of each: the usual ones without a detour, for they are many."""
+    found = []
+    for record in records:
+        try:
+            [(name, id_)] = record.headers()
+            key, value = record.key(), record.value()
+            if name != _ID or len(id_) != ID_BYTES or value is None:
+                raise ValueError
+            found.append(Message(value, id_, key if key is None else key.decode()))
+        except (TypeError, ValueError):
+            found.append(message_of(record))
+    return found
 
 
 def message_of(record: Any) -> Message:

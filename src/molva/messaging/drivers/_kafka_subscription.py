@@ -4,8 +4,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import compress, groupby
 from typing import Any, Final, cast, final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -13,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException
 from molva._base.clock import Clock
 from molva._base.seldom import SeldomLog
 from molva._base.waiting import first_of
-from molva.messaging._lanes import LaneReader, LaneToken, Mark, Scan, Watermark
+from molva.messaging._lanes import LaneReader, LaneToken, Mark, PlainToken, Watermark
 from molva.messaging.driver import (
     Action,
     Capabilities,
@@ -30,7 +32,12 @@ from molva.messaging.drivers._kafka_consumer import FENCED, Poller, Position
 from molva.messaging.drivers._kafka_dead import DeadLetters, publish_all
 from molva.messaging.drivers._kafka_options import Names
 from molva.messaging.drivers._kafka_producer import Publisher
-from molva.messaging.drivers._kafka_records import message_of, stored_at_us
+from molva.messaging.drivers._kafka_records import (
+    message_of,
+    messages_of,
+    stored_at_us,
+    stored_at_us_of,
+)
 from molva.messaging.errors import InUseError, MessagingError, UnavailableError
 from molva.messaging.message import Message
 
@@ -57,6 +64,13 @@ _MOST_WAITING_BYTES: Final = 16_000_000
 # In the metadata of a committed position: how many consumers in a row died behind it.
 _DEATHS: Final = "molva deaths="
 
+# A hand-over of a tuple of its fields: one is made for every message, and so it takes half
+# the time.
+_raw_delivery_of = cast(
+    Callable[[tuple[Message, int, Token, int]], RawDelivery],
+    partial(tuple.__new__, RawDelivery),
+)
+
 
 @final
 @dataclass(slots=True)
@@ -68,7 +82,7 @@ class _Partition:
     waiting: deque[Any] = field(default_factory=deque)  # records, not yet handed over
     waiting_bytes: int = 0
     # By offset, what was handed over and not settled: Kafka is not asked for it again.
-    held: dict[int, tuple[Message, int]] = field(default_factory=dict)
+    held: dict[int, RawDelivery] = field(default_factory=dict)
     paused: bool = False
     read_to: int = -1
     first: bool = True  # nothing was read of it yet
@@ -148,6 +162,7 @@ class KafkaSubscription:
         self._broker.check_process()
         deadline = self._clock.monotonic() + wait
         while not self._closed:
+            self._poller.hear()
             if self._refused is not None:
                 raise self._refused
             await self._check_alive()
@@ -184,8 +199,8 @@ class KafkaSubscription:
         reader = self._reader
         found: list[RawDelivery] = []
         for token in reader.due(self._clock.monotonic(), limit):
-            message, stored = self._partitions[token.lane].held[token.offset]
-            found.append(RawDelivery(message, token.attempt, token, stored))
+            before = self._partitions[token.lane].held[token.offset]
+            found.append(before._replace(attempt=token.attempt, token=token))
         lanes = [lane for lane, part in self._partitions.items() if part.waiting]
         # Each time another lane comes first: none waits behind one that is always full.
         self._next_lane += 1
@@ -205,22 +220,21 @@ class KafkaSubscription:
         if not number:
             return
         records = [part.waiting.popleft() for _ in range(number)]
-        taken = sum(map(len, records))
-        part.waiting_bytes -= taken
+        size = sum(map(len, records))
+        part.waiting_bytes -= size
         if not part.paused:
             self._waiting -= number
-            self._waiting_bytes -= taken
+            self._waiting_bytes -= size
         elif not part.waiting:
             part.paused = False
             self._poller.resume([(part.topic, part.number)])
-        rows = [(record.offset(), lane) for record in records]
-        # One lane is one scan: offsets of one say nothing of another's.
-        tokens = self._reader.deliver(Scan(rows[0][0] - 1, None, 1 << lane), rows, rows[-1][0])
-        held = part.held
-        for token, record in zip(tokens, records, strict=True):
-            message, stored = message_of(record), stored_at_us(record)
-            held[token.offset] = (message, stored)
-            found.append(RawDelivery(message, token.attempt, token, stored))
+        offsets = [record.offset() for record in records]
+        tokens = self._reader.deliver_of(lane, offsets)
+        attempts = [token[-1] for token in tokens]
+        fields = zip(messages_of(records), attempts, tokens, stored_at_us_of(records), strict=True)
+        taken = list(map(_raw_delivery_of, fields))
+        part.held.update(zip(offsets, taken, strict=True))
+        found += taken
 
     async def _wait(self, seconds: float) -> None:
         if not self._woken.is_set():
@@ -235,20 +249,23 @@ class KafkaSubscription:
         rejected = [s for s in settlements if s.action is Action.REJECT]
         if rejected:
             await self._bury(rejected)
-        reader, partitions = self._reader, self._partitions
+        reader = self._reader
         was_full, gives_back = reader.room == 0, False
-        now = self._clock.monotonic()
-        outcomes = []
-        for settlement in settlements:
-            # As Any, and the usual case first: this is called for every message.
-            token: Any = settlement.token
-            if settlement.action is Action.ACK or not settlement.gives_back:
-                outcome = reader.settle(token)
-                if outcome is Outcome.SETTLED:
-                    del partitions[token.lane].held[token.offset]
-            else:
-                outcome, gives_back = reader.apply(settlement, now=now), True
-            outcomes.append(outcome)
+        # By the thousand, and the usual case first: this is run for every message.
+        actions = [settlement.action for settlement in settlements]
+        if actions.count(Action.ACK) == len(actions):
+            done = cast(list[PlainToken], [settlement.token for settlement in settlements])
+            outcomes = settled = reader.settle_many(done)
+        else:
+            now = self._clock.monotonic()
+            outcomes = [reader.apply(settlement, now=now) for settlement in settlements]
+            ends = [not settlement.gives_back for settlement in settlements]
+            done = [cast(PlainToken, s.token) for s in compress(settlements, ends)]
+            settled = list(compress(outcomes, ends))
+            gives_back = not all(ends)
+        for (number, _, offset, *_), outcome in zip(done, settled, strict=True):
+            if outcome is Outcome.SETTLED:
+                del self._partitions[number].held[offset]
         self._note_settled()
         self._settled.set()
         # Anything may have waited for it: room, the lane, the next careful message.
@@ -262,22 +279,22 @@ class KafkaSubscription:
         await self._check_alive()
         holds = self._reader.holds
         return [
-            Outcome.EXTENDED if holds(cast(LaneToken, token)) else Outcome.LEASE_LOST
+            Outcome.EXTENDED if holds(cast(PlainToken, token)) else Outcome.LEASE_LOST
             for token in tokens
         ]
 
     async def flush(self) -> None:
         """Return when the brokers have all positions."""
-        self._reader.advance()
         await self._commit()
 
     async def _bury(self, rejected: Sequence[Settlement]) -> None:
         now_us = self._clock.now_us()
         letters = []
         for settlement in rejected:
-            token = cast(LaneToken, settlement.token)
+            token = LaneToken._make(cast(PlainToken, settlement.token))
             if self._reader.holds(token):
-                message, stored = self._partitions[token.lane].held[token.offset]
+                held = self._partitions[token.lane].held[token.offset]
+                message, stored = held.message, held.stored_at_us
                 reason, attempt = settlement.reason, settlement.attempt
                 letter = DeadLetter(message, reason, attempt, now_us, self._origin, stored)
                 letters.append((f"@{token.lane}:{token.offset}", letter))
@@ -285,7 +302,9 @@ class KafkaSubscription:
             await publish_all(self._broker, self._publisher, self._dead.records(letters))
 
     def _note_settled(self) -> None:
-        if self._reader.advance() and self._upkeep is None:
+        # Whoever commits advances the watermarks first: to do so with each settlement would
+        # look at every lane each time.
+        if self._upkeep is None and self._reader.advance():
             self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
 
     # What is kept -----------------------------------------------------------------------
@@ -300,7 +319,6 @@ class KafkaSubscription:
 
     async def stat(self) -> SubscriptionStat:
         """Return what waits."""
-        self._reader.advance()
         await self._commit()
         return await self._broker.stat(self._names, self._number, await self._dead.count())
 
@@ -335,7 +353,6 @@ class KafkaSubscription:
 
     async def peek(self, limit: int) -> list[Peeked]:
         """Return what stands above the watermarks, oldest first."""
-        self._reader.advance()
         await self._commit()
         topics = {self._names.topic: self._number, self._names.retry: 1}
         ends, positions = await asyncio.gather(
@@ -364,7 +381,6 @@ class KafkaSubscription:
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
-        self._reader.advance()
         try:
             await self._commit(let_go=self._reader.lanes, timeout=_CLOSE)
         except UnavailableError as error:
@@ -379,26 +395,38 @@ class KafkaSubscription:
 
     def on_records(self, records: list[Any]) -> None:
         """Note what was read."""
-        size = 0
-        for record in records:
-            offset = record.offset()
-            part = self._partitions.get(self._lane_of(record.topic(), record.partition()))
-            if part is None:
-                continue  # it went while this was on its way
-            if offset != part.read_to + 1:
-                part = self._look_at_gap(part, offset)
-            part.read_to, part.first = offset, False
-            part.waiting.append(record)
-            length = len(record)
-            part.waiting_bytes += length
-            if part.paused:
-                continue
-            self._waiting += 1
-            size += length
-        self._waiting_bytes += size
+        # By the thousand: this is run for every message. Those of a partition come together.
+        retry = self._names.retry
+        lanes = [2 * record.partition() + (record.topic() == retry) for record in records]
+        begin = 0
+        for lane, run in groupby(lanes):
+            end = begin + len(list(run))
+            if lane in self._partitions:  # or it went while this was on its way
+                self._add(lane, records[begin:end])
+            begin = end
         if self._is_full():
             self._poller.room.clear()
         self._woken.set()
+
+    def _add(self, lane: int, records: list[Any]) -> None:
+        """Let records of one lane wait to be handed over."""
+        part = self._partitions[lane]
+        offsets = [record.offset() for record in records]
+        following = part.read_to + 1
+        if offsets != list(range(following, following + len(offsets))):
+            for place, offset in enumerate(offsets):
+                if offset != part.read_to + 1:
+                    before, part = part, self._look_at_gap(part, offset)
+                    if part is not before:
+                        records = records[place - len(offsets) :]
+                part.read_to, part.first = offset, False
+        part.read_to, part.first = offsets[-1], False
+        part.waiting.extend(records)
+        size = sum(map(len, records))
+        part.waiting_bytes += size
+        if not part.paused:
+            self._waiting += len(records)
+            self._waiting_bytes += size
 
     def on_owned(self, positions: Sequence[Position]) -> None:
         """Begin with partitions where they were committed."""
@@ -579,6 +607,7 @@ class KafkaSubscription:
             UnavailableError: The brokers did not take it, or did not answer.
         """
         async with self._committing:
+            self._reader.advance()
             marks = self._reader.marks(begin=begin, let_go=let_go, every=every)
             if not marks:
                 return False

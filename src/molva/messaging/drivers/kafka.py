@@ -88,7 +88,7 @@ from molva.messaging.drivers._kafka_options import (
     Names,
 )
 from molva.messaging.drivers._kafka_producer import Publisher
-from molva.messaging.drivers._kafka_records import MAX_OVERHEAD_BYTES, record_of
+from molva.messaging.drivers._kafka_records import MAX_OVERHEAD_BYTES, records_of
 from molva.messaging.drivers._kafka_subscription import KafkaSubscription
 from molva.messaging.errors import (
     InvalidURLError,
@@ -236,7 +236,7 @@ class KafkaTopic:
         """Store messages in their order; some may fail alone."""
         self._broker.check_process()
         topic = self._topic
-        results = await self._publisher.publish([record_of(topic, message) for message in messages])
+        results = await self._publisher.publish(records_of(topic, messages))
         if not any(results):  # not count(None): an error cannot be compared with it
             return [Outcome.STORED] * len(results)
         return [

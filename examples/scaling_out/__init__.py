@@ -1,0 +1,1 @@
+"""Three HTTP processes, three workers, one of each killed half way, and nothing amiss."""

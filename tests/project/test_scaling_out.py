@@ -1,0 +1,31 @@
+"""The example of scaling out does what its page says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from molva.messaging import with_options
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_it_kills_two_processes_and_misses_no_rating(redis_url: str, tmp_path: Path) -> None:
+    # Broker and ledger in one server, which is the quickest.
+    broker = with_options(redis_url, lease="3", prefix=f"scaling-{tmp_path.name}")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "examples.scaling_out", "--broker", broker),
+            *("--ledger", redis_url, "--seconds", "2", "--rate", "100"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines()[2:])
+    assert shown["processes killed"] == "2"
+    assert shown["difference"] == "0"
+    assert shown["counted"] == shown["accepted"] != "0"
