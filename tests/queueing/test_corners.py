@@ -9,6 +9,7 @@ from molva.queueing import (
     Flow,
     ModelError,
     NoAnalysisError,
+    ParameterError,
     SteadyState,
     UnstableError,
     analyse,
@@ -56,6 +57,8 @@ def numbers(state: SteadyState) -> list[float]:
         "G(mean=1s,scv=0.001)/E1000(1s)/1/100000",
         "M(1/s)/M(1s)/1/100000",
         "M(1000/s)/M(1s)/1/5000",
+        "M(1e8/s)/M(1s)/1",
+        "M(1e-60/s)/M(1e-60s)/3/4",
         "M(0.001/s)/M(1s)/1/3",
         "M(0.001/s)/D(1s)/10/inf",
         "M(10/s)/M(1s)/100",
@@ -165,6 +168,11 @@ def test_what_cannot_be_computed_is_said(spec: str, method: str | None, words: s
 
     assert words in str(caught.value)
     assert isinstance(caught.value, ModelError)
+
+
+def test_an_absurd_overload_is_refused() -> None:
+    with pytest.raises(ParameterError, match="times what it can serve"):
+        analyse("M(1e-60s)/M(1e60s)/1")
 
 
 def test_what_two_moments_do_not_determine_is_none() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 from molva.queueing.errors import MissingLibraryError, ParameterError, TraceError
-from molva.queueing.quantities import UNITS, Form, number_text, rate_text, time_text
+from molva.queueing.quantities import LARGEST, UNITS, Form, number_text, rate_text, time_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +75,15 @@ class Distribution(Protocol):
 def _require_positive(name: str, value: Fraction) -> None:
     if value <= 0:
         raise ParameterError(f"{name} must be above 0; it is {time_text(value)}")
+    if not 1 / LARGEST <= value <= LARGEST:
+        raise ParameterError(f"{name} lies between 1e-60 s and 1e60 s")
+
+
+def _require_scv(scv: Fraction) -> None:
+    if scv < 0:
+        raise ParameterError(f"an scv is at least 0; it is {number_text(scv)}")
+    if scv > LARGEST:
+        raise ParameterError("an scv is at most 1e60")
 
 
 def _mean_text(mean: Fraction, form: Form) -> str:
@@ -228,6 +237,7 @@ class Hyperexponential:
             raise ParameterError(
                 f"no H2 has scv {number_text(self.scv)}: it is at least 1; below, take E, LN or U"
             )
+        _require_scv(self.scv)
 
     @property
     def branches(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -274,8 +284,7 @@ class LogNormal:
 
     def __post_init__(self) -> None:
         _require_positive("a mean time", self.mean)
-        if self.scv < 0:
-            raise ParameterError(f"an scv is at least 0; it is {number_text(self.scv)}")
+        _require_scv(self.scv)
 
     @property
     def sigma(self) -> float:
@@ -330,6 +339,7 @@ class Uniform:
                 f"U goes from the smaller time to the larger; it is given {time_text(self.low)} "
                 f"and {time_text(self.high)}"
             )
+        _require_positive("the larger time", self.high)
 
     @property
     def mean(self) -> Fraction:
@@ -379,8 +389,7 @@ class General:
 
     def __post_init__(self) -> None:
         _require_positive("a mean time", self.mean)
-        if self.scv < 0:
-            raise ParameterError(f"an scv is at least 0; it is {number_text(self.scv)}")
+        _require_scv(self.scv)
 
     def moment(self, order: int) -> float | None:
         if order > 2:

@@ -14,7 +14,7 @@ from typing import Final, Literal, get_args
 
 from molva.queueing.distributions import Distribution
 from molva.queueing.errors import ParameterError
-from molva.queueing.quantities import number_text, rate_text, time_text
+from molva.queueing.quantities import LARGEST, number_text, rate_text, time_text
 
 __all__ = [
     "DISCIPLINES",
@@ -109,6 +109,8 @@ class Sinusoid:
     def __post_init__(self) -> None:
         if self.level <= 0:
             raise ParameterError(f"a level must be above 0; it is {rate_text(self.level)}")
+        if not 1 / LARGEST <= self.level <= LARGEST:
+            raise ParameterError("a level lies between 1e-60/s and 1e60/s")
         high = self.amplitude.high if isinstance(self.amplitude, RandomRate) else self.amplitude
         if isinstance(self.amplitude, Fraction) and self.amplitude < 0:
             raise ParameterError(f"an amplitude is at least 0; it is {rate_text(self.amplitude)}")
@@ -120,6 +122,8 @@ class Sinusoid:
         low = self.period.low if isinstance(self.period, RandomRate) else self.period
         if low <= 0:
             raise ParameterError(f"a period must be above 0; it is {time_text(low)}")
+        if not 1 / LARGEST <= low <= LARGEST:
+            raise ParameterError("a period lies between 1e-60 s and 1e60 s")
 
     @property
     def rate(self) -> Fraction:
@@ -175,6 +179,8 @@ class Bulk:
                 f"a bulk takes a positive time; it is given {time_text(self.base)} and "
                 f"{time_text(self.per_job)} for each job"
             )
+        if not 1 / LARGEST <= self.base + self.per_job <= LARGEST:
+            raise ParameterError("the time of a bulk lies between 1e-60 s and 1e60 s")
 
     def time(self, jobs: int) -> Fraction:
         """Return the seconds that ``jobs`` take together."""

@@ -12,7 +12,16 @@ import re
 from fractions import Fraction
 from typing import Final, Literal
 
-__all__ = ["NUMBER", "UNITS", "Form", "exact", "number_text", "rate_text", "time_text"]
+__all__ = [
+    "LARGEST",
+    "NUMBER",
+    "UNITS",
+    "Form",
+    "exact",
+    "number_text",
+    "rate_text",
+    "time_text",
+]
 
 # Seconds in each unit. Printed are those from ns to h; d is only read.
 UNITS: Final = {
@@ -32,6 +41,10 @@ NUMBER: Final = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d{1,3})?(?:/\d+(?:\.\d+)
 
 _TIME_UNITS: Final = ("s", "ms", "us", "ns", "min", "h")
 _RATE_UNITS: Final = ("s", "min", "h", "ms")
+
+# Times and rates lie between this and its inverse, scv below it: beyond, third moments leave
+# the range of a double. The age of the universe is some 1e18 s.
+LARGEST: Final = Fraction(10**60)
 
 # How a mean was written, and is printed again: as a time or as its inverse.
 Form = Literal["time", "rate"]

@@ -21,7 +21,7 @@ from molva.queueing.analytic import (
     single_server,
     two_moments,
 )
-from molva.queueing.errors import MissingLibraryError, NoAnalysisError
+from molva.queueing.errors import MissingLibraryError, NoAnalysisError, ParameterError
 from molva.queueing.model import Model
 from molva.queueing.result import SteadyState
 
@@ -53,6 +53,10 @@ _METHODS: Final = (
     _Method(two_moments.METHOD, "G/G/n/q", two_moments.applies, two_moments.solve),
 )
 
+# Utilisation offered to a bounded station, beyond which the share that is admitted is lost in
+# rounding.
+_MOST_OVERLOAD: Final = 1e9
+
 # Name of each method to the models that it is for, best road first.
 METHODS: Final = {each.name: each.models for each in _METHODS}
 
@@ -67,6 +71,7 @@ def analyse(model: Model | str, *, method: str | None = None) -> SteadyState:
     Raises:
         UnstableError: All can wait, and more arrives than can be served.
         NoAnalysisError: No method computes this model, or ``method`` does not.
+        ParameterError: It is offered so much that no digit of an answer would be right.
         MissingLibraryError: It is computed numerically, and the extra is not installed.
 
     Example:
@@ -78,6 +83,10 @@ def analyse(model: Model | str, *, method: str | None = None) -> SteadyState:
     """
     if isinstance(model, str):
         model = Model.parse(model)
+    if model.servers is not None and model.waiting is not None:
+        overload = model.offered_load / model.servers
+        if overload > _MOST_OVERLOAD:
+            raise ParameterError(f"{model} is offered {overload:.3g} times what it can serve")
     for each in _chosen(method):
         if each.applies(model):
             with libraries_named():
