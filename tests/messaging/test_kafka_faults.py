@@ -35,7 +35,8 @@ class ProxyThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         self.proxy = Proxy(0, seed=1)
         self._run(self.proxy.start())
 
@@ -46,6 +47,9 @@ class ProxyThread:
     def close(self) -> None:
         self._run(self.proxy.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        # Left open, it is found when the interpreter ends, and fails the whole run.
+        self._loop.close()
 
     def _run(self, work: Coroutine[object, object, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "campaign": ("molva.cli.campaign", "campaign", "List, add and change campaigns."),
     "dead": ("molva.cli.dead", "dead", "Show ratings that could not be counted."),
     "queue": ("molva.cli.queue", "queue", "Look into a queue, empty it, replay dead letters."),
+    "model": ("molva.cli.model", "model", "Compute how a station A/B/n/q behaves."),
     "doctor": ("molva.cli.doctor", "doctor", "Say what is reachable and what is missing."),
 }
 
