@@ -34,7 +34,7 @@ _SOURCE: Final = (
 )
 
 # The inversion is exact to 1e-10 where the wait is smooth. Service times that jump, as those of
-# a trace, put kinks into it, next to which the error was measured at 2e-4.
+# a trace, put kinks into it, next to which so much is left for the error.
 _JUMPY: Final = "numerical, error < 1e-3"
 
 # Terms of the inversion for a uniform service time, whose edges put kinks into the second
