@@ -26,9 +26,10 @@ async def app(
     await send({"type": "http.response.body", "body": b"{}"})
 
 
-async def main(port: int) -> None:
+async def serve(application: Any, port: int) -> None:
+    """Serve an application as Molva's own server does, and nothing beside it."""
     await Server(
-        app,
+        application,
         address="127.0.0.1",
         port=port,
         interface=Interfaces.ASGINL,
@@ -43,4 +44,4 @@ async def main(port: int) -> None:
 
 if __name__ == "__main__":
     sys.setswitchinterval(server._SWITCH_INTERVAL)
-    uvloop.run(main(int(sys.argv[1])))
+    uvloop.run(serve(app, int(sys.argv[1])))

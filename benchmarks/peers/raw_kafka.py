@@ -15,11 +15,8 @@ from typing import Any
 
 import uvloop
 from confluent_kafka import KafkaError, Producer
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server.embed import Server
 
+from benchmarks.peers.empty_app import serve
 from molva.ratings import server
 
 _HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"2")]
@@ -87,18 +84,7 @@ async def main(port: int, bootstrap: str, topic: str) -> None:
         await send({"type": "http.response.start", "status": 202, "headers": _HEADERS})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    await Server(
-        app,
-        address="127.0.0.1",
-        port=port,
-        interface=Interfaces.ASGINL,
-        http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=server._HEADER_TIMEOUT_MS),
-        websockets=False,
-        backlog=server._BACKLOG,
-        backpressure=server._CONCURRENT_REQUESTS,
-        log_level=LogLevels.error,
-    ).serve()
+    await serve(app, port)
 
 
 if __name__ == "__main__":
