@@ -340,6 +340,24 @@ def test_a_lane_that_is_a_log_of_its_own_is_handed_over_and_settled_by_the_batch
     assert reader.unwritten() == [Watermark(0, 8, 3), Watermark(1, 0, 1)]
 
 
+def test_a_batch_with_one_that_is_held_anew_settles_all_others() -> None:
+    reader = LaneReader(max_open=10)
+    reader.own(Watermark(0, -1, 0))
+    reader.own(Watermark(1, -1, 0))
+    first = reader.deliver_of(0, [0, 1, 2], "abc")
+    other = reader.deliver_of(1, [0], "d")
+    reader.give_back(LaneToken(*first[1][:5]), due=0.0, attempt=1)
+    [again] = reader.due(now=1.0, limit=5)
+
+    lost = reader.settle_many([first[0], other[0], first[1], first[2]])
+
+    assert [token[5] for token in first] == ["a", "b", "c"]
+    assert lost == [2]
+    assert reader.open == 1
+    assert reader.settle_many([again]) == []
+    assert reader.open == 0
+
+
 def test_what_is_settled_makes_room_before_anybody_writes_it_down() -> None:
     reader = LaneReader(max_open=4)
     reader.own(Watermark(0, -1, 0))
