@@ -45,9 +45,9 @@ Design:
 
     A message that kills its consumer's process is found without a write for each message:
     the first hand-over in a lane is counted beside its watermark, which begins the count
-    anew when more is settled. Where two consumers in a row died without settling any, the
-    lane is read one message at a time, and how many had it is its attempt, so that it
-    becomes a dead letter in the end (``_lanes``). How often and for when a message was
+    anew when more is settled. Behind a death without progress the lane is read in groups,
+    behind a second one message at a time, and how often it was alone with a consumer that
+    died is its attempt, so that it becomes a dead letter in the end (``_lanes``). How often and for when a message was
     nacked is not written down: a consumer that takes its lane over begins it at the first
     attempt, at once.
 
