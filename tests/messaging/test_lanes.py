@@ -32,7 +32,7 @@ class LaneReaderMachine(RuleBasedStateMachine):
 
     @initialize(
         max_open=st.integers(1, 6),
-        deaths=st.lists(st.integers(0, 3), min_size=_LANES, max_size=_LANES),
+        deaths=st.lists(st.integers(0, 4), min_size=_LANES, max_size=_LANES),
     )
     def begin(self, max_open: int, deaths: list[int]) -> None:
         self.patch = mock.patch.multiple(_lanes, CAREFUL_MESSAGES=_CAREFUL, GROUP_MESSAGES=_GROUP)
@@ -54,10 +54,10 @@ class LaneReaderMachine(RuleBasedStateMachine):
 
     def _own(self, lane: int) -> None:
         self.reader.own(self.disk[lane], deaths=self.deaths[lane])
-        if self.deaths[lane] >= 2:
+        if self.deaths[lane] >= 3:
             self.careful[lane] = _GROUP
             self.alone.add(lane)
-        elif self.deaths[lane] == 1:
+        elif self.deaths[lane] == 2:
             self.careful[lane] = _CAREFUL
 
     def _lose(self, lane: int) -> None:
@@ -89,7 +89,7 @@ class LaneReaderMachine(RuleBasedStateMachine):
             assert lane in self.counted
             self.deaths[lane] = 0
         for lane, deaths in begun.items():
-            least = 2 if lane in self.alone else 1 if lane in self.careful else 0
+            least = 3 if lane in self.alone else 2 if lane in self.careful else 0
             assert deaths == max(self.deaths[lane], least) + 1
             self.deaths[lane] = deaths
             self.counted.add(lane)
@@ -479,7 +479,7 @@ def test_a_message_that_kills_each_consumer_is_the_only_one_given_up(
     # One that was alone in its lane while the poison killed in another is suspected for a while.
     assert all(max(tries) <= 3 for offset, tries in disk.attempts.items() if offset != poison)
     # Alone it is looked at as often as it may be.
-    assert disk.attempts[poison][-6:] == [1, 2, 3, 4, 5, 6]
+    assert disk.attempts[poison][-5:] == [2, 3, 4, 5, 6]
 
 
 def test_a_consumer_that_dies_with_nothing_handed_over_is_no_death() -> None:
@@ -497,8 +497,8 @@ def test_a_consumer_that_dies_with_nothing_handed_over_is_no_death() -> None:
 @pytest.mark.parametrize(
     ("deaths", "group", "careful"),
     [
-        (1, _lanes.GROUP_MESSAGES, _lanes.CAREFUL_MESSAGES),
-        (2, 1, _lanes.GROUP_MESSAGES),
+        (2, _lanes.GROUP_MESSAGES, _lanes.CAREFUL_MESSAGES),
+        (3, 1, _lanes.GROUP_MESSAGES),
         (5, 1, _lanes.GROUP_MESSAGES),
     ],
 )
@@ -520,9 +520,10 @@ def test_a_lane_is_trusted_again_when_what_may_have_killed_is_behind_it(
     assert len(disk._read(reader, reader.next_scan, 100)) == 100
 
 
-def test_a_consumer_that_died_once_costs_some_dozens_of_writes() -> None:
+def test_two_consumers_that_died_cost_some_dozens_of_writes() -> None:
     disk = _Disk([0] * 1_000, poison=1_000)
-    assert not disk.consume(batch=1_000)
+    for _ in range(2):
+        assert not disk.consume(batch=1_000)
     disk.poison = 0
 
     writes = 0
@@ -543,7 +544,7 @@ def test_of_what_comes_alone_one_message_comes_again_at_a_time() -> None:
     disk = _Disk([0, 1], poison=0)
     reader = LaneReader(max_open=100)
     for lane in (0, 1):
-        reader.own(Watermark(lane, 0, 0), deaths=2)
+        reader.own(Watermark(lane, 0, 0), deaths=3)
     for _ in range(2):
         [token] = disk._read(reader, reader.next_alone_scan, 1)
         reader.give_back(token, due=0.0, attempt=token.attempt + 1)
@@ -557,19 +558,19 @@ def test_of_what_comes_alone_one_message_comes_again_at_a_time() -> None:
     disk._write(reader)
     [second] = reader.due(0.0, 10)
 
-    assert [(t.lane, t.attempt) for t in (first, second)] == [(0, 2), (1, 2)]
+    assert [(t.lane, t.attempt) for t in (first, second)] == [(0, 3), (1, 3)]
 
 
 def test_a_careful_lane_holds_up_no_other() -> None:
     disk = _Disk([0, 1, 0, 1, 0, 1], poison=0)
     reader = LaneReader(max_open=100)
-    reader.own(Watermark(0, 0, 0), deaths=2)
+    reader.own(Watermark(0, 0, 0), deaths=3)
     reader.own(Watermark(1, 0, 0))
 
     careful = disk._read(reader, reader.next_alone_scan, 1)
     others = disk._read(reader, reader.next_scan, 100)
 
-    assert [(t.offset, t.attempt) for t in careful] == [(1, 1)]
+    assert [(t.offset, t.attempt) for t in careful] == [(1, 2)]
     assert [(t.offset, t.attempt) for t in others] == [(2, 1), (4, 1), (6, 1)]
 
 
@@ -641,8 +642,8 @@ def test_so_much_of_a_lane_may_be_handed_over_as_there_is_room() -> None:
 
 def test_of_all_that_comes_alone_one_message_is_allowed() -> None:
     reader = LaneReader(max_open=5)
-    reader.own(Watermark(0, 0, 0), deaths=2)
-    reader.own(Watermark(1, 0, 0), deaths=3)
+    reader.own(Watermark(0, 0, 0), deaths=3)
+    reader.own(Watermark(1, 0, 0), deaths=4)
     assert (reader.allowed(0), reader.allowed(1)) == (1, 1)
 
     _deliver(reader, 0, 1)

@@ -22,13 +22,14 @@ first hand-over, not when it takes the lane: one that dies without having handed
 anything (a restart loop, an idle lane) proves nothing against the message that happens to
 be next.
 
-Behind a death a lane is read *carefully*, and each death narrows down what can have been its
-cause. Behind the first, messages are handed over in groups: a group is counted, and what was
-settled before it is written down, before it begins. Behind the second, the messages of one
-group are handed over alone: of all lanes that are read so, one message is open at a time. From
-then on a death names the message that caused it, and is an attempt of that one only. So what
-is written as ``deaths`` says how the last one died: 0 nobody did, 1 with anything, 2 with a
-group, 2 + k with this message alone, for the k-th time.
+Behind two deaths a lane is read *carefully*, and each further one narrows down what can have
+been its cause. First, messages are handed over in groups: a group is counted, and what was
+settled before it is written down, before it begins. Then the messages of one group are handed
+over alone: of all lanes that are read so, one message is open at a time. From then on a death
+names the message that caused it, and is an attempt of that one only. So what is written as
+``deaths`` says how the last one died: 0 nobody did, 1 or 2 with anything, 3 with a group, 3 + k
+with this message alone, for the k-th time. (One death proves little: a deployment kills, and
+who comes next may want to take many messages before it settles any.)
 
 Groups are what makes a kill without a cause cheap: a few dozen writes instead of a thousand,
 and most deaths have nothing to do with any message.
@@ -57,8 +58,12 @@ __all__ = [
     "lane_of",
 ]
 
-# What is written as deaths once a consumer died with a group, and so its messages come alone.
-_WITH_A_GROUP: Final = 2
+# What is written as deaths once two died with anything, and so messages come in groups. Fewer,
+# and every kill under load is followed by a slow while; more, and a poison kills more often.
+_WITH_ANYTHING: Final = 2
+
+# And once one died with a group, and so its messages come alone.
+_WITH_A_GROUP: Final = _WITH_ANYTHING + 1
 
 # Messages of a group. Fewer, and a lane is slow for longer behind a kill; more, and so it is
 # behind a second one.
@@ -157,7 +162,7 @@ class _Lane:
     def next_deaths(self) -> int:
         """What is to be written as its deaths before more of it is handed over."""
         proven = self.settled != self.settled_written
-        least = {0: 0, 1: _WITH_A_GROUP}.get(self.group, 1)
+        least = {0: 0, 1: _WITH_A_GROUP}.get(self.group, _WITH_ANYTHING)
         return max(0 if proven else self.deaths, least) + 1
 
     def advance(self) -> None:
@@ -235,7 +240,7 @@ class LaneReader:
         )
         bit = 1 << watermark.lane
         self._uncounted |= bit
-        if deaths:
+        if deaths >= _WITH_ANYTHING:
             lane.careful = GROUP_MESSAGES if alone else CAREFUL_MESSAGES
             lane.group = 1 if alone else GROUP_MESSAGES
             self._careful |= bit
@@ -611,5 +616,5 @@ def _lowest(positions: dict[int, int]) -> Scan | None:
 
 
 def _attempt(lane: _Lane) -> int:
-    """Return the attempt of what is read next: how often it was alone with a consumer."""
-    return lane.deaths - _WITH_A_GROUP if lane.group == 1 else 1
+    """Return the attempt of what is read next: how often it was alone, and once before."""
+    return lane.deaths - _WITH_A_GROUP + 1 if lane.group == 1 else 1
