@@ -14,7 +14,7 @@ __all__ = ["kafka"]
 
 # Body size to messages a turn. librdkafka fetches ahead: of fewer it has a good part before
 # anybody asks, and then it is memory that is measured, not receiving.
-_NUMBERS: Final = {16: 200_000, 1_024: 100_000, 65_536: 3_000}
+_NUMBERS: Final = {16: 150_000, 1_024: 75_000, 65_536: 2_000}
 
 
 def kafka() -> None:
