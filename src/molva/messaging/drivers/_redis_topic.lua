@@ -221,7 +221,7 @@ register('ack', function(keys, args)
     else
       lost[#lost + 1] = i - 4
     end
-    -- X held[token] = false  -- the same token a second time is a late one
+    held[token] = false  -- the same token a second time is a late one
   end
   if #ours > 0 then
     redis.call('XACK', log, group, unpack(ours))
