@@ -199,5 +199,5 @@ def test_a_folder_that_cannot_be_synced_is_one_clear_error(
 
     monkeypatch.setattr(os, "fsync", fail)
 
-    with pytest.raises(UnusableFileError, match="x.db: the folder of the ledger cannot be synced"):
+    with pytest.raises(UnusableFileError, match="the folder of the ledger cannot be synced"):
         _open(path)
