@@ -12,6 +12,7 @@ UTF-8 has its odd bytes shown as ``\xff``; a record without a value (a tombstone
 body and the header ``kafka-tombstone``.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
@@ -160,11 +161,13 @@ def message_of(record: Any) -> Message:
     except UnicodeDecodeError:
         headers = [("kafka-headers-unreadable", b"true")]
     value, key = record.value(), record.key()
-    if headers and headers[0][0] == _ID and value is not None and len(headers[0][1]) == ID_BYTES:
-        text = None if key is None else key.decode("utf-8", "backslashreplace")
-        if len(headers) == 1:
-            return Message(value, headers[0][1], text)
-        return _our_message(value, text, headers)
+    if headers and headers[0][0] == _ID and headers[0][1] and value is not None:
+        # What only looks like one of ours is a foreign one, whatever stands in its headers.
+        with contextlib.suppress(TypeError, ValueError):
+            text = None if key is None else key.decode("utf-8", "backslashreplace")
+            message = _our_message(value, text, headers)
+            message.check()
+            return message
     return _foreign_message(record, value, key, headers or ())
 
 
