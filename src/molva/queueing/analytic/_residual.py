@@ -19,7 +19,7 @@ from molva.queueing.distributions import (
     as_deterministic,
 )
 
-__all__ = ["residual_tail", "residual_transform", "shortest_residual"]
+__all__ = ["integral", "residual_tail", "residual_transform", "shortest_residual"]
 
 # |s| E[T] below which the series is taken. Larger, and eleven terms are too few; smaller,
 # and the quotient above it loses more than two digits.

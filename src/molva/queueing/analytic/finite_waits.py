@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Vector = NDArray[np.float64]
     Complex = NDArray[np.complex128]
 
-__all__ = ["RoomWaits", "residual_sums"]
+__all__ = ["RoomWaits"]
 
 # Waiting places beyond which one percentile takes seconds: then only means are given.
 _MOST_PLACES: Final = 2000
@@ -105,7 +105,7 @@ class RoomWaits:
     def _squared(self) -> float:
         import numpy
 
-        once, twice = residual_sums(self.counts, self.arrival, self.service, self.places)
+        once, twice = _residual_sums(self.counts, self.arrival, self.service, self.places)
         left = numpy.convolve(self.starts, once)[: self.places]
         left_squared = numpy.convolve(self.starts, twice)[: self.places]
         full = numpy.arange(float(self.places))
@@ -132,7 +132,7 @@ class RoomWaits:
         """Return E[exp(−sW); W > 0] of the admitted, and the transform of a service."""
         import numpy
 
-        one = transform_at(self.service, s)
+        one = _transform_at(self.service, s)
         g = self._g(s, one)
         total = numpy.zeros_like(s)
         so_far = numpy.zeros_like(s)
@@ -178,7 +178,7 @@ class RoomWaits:
         return result
 
 
-def transform_at(service: Distribution, s: "Complex") -> "Complex":
+def _transform_at(service: Distribution, s: "Complex") -> "Complex":
     """Return E[exp(−sS)] at each s."""
     import numpy
 
@@ -189,7 +189,7 @@ def transform_at(service: Distribution, s: "Complex") -> "Complex":
     return numpy.array([service.lst(complex(each)) for each in s])
 
 
-def residual_sums(
+def _residual_sums(
     counts: Counts, arrival: float, service: Distribution, last: int
 ) -> tuple["Vector", "Vector"]:
     """Return E ∫ P(i arrivals by u) (S−u)ᵏ du over a service, for k = 1 and 2 and i < last."""
