@@ -384,12 +384,19 @@ def lot_of_room(
     squared = float(start @ solve_banded((1, 1), bands, 2 * mean))
 
     def of_wait(s: "Complex") -> "Complex":
-        found = []
-        for each in s.tolist():
-            shifted = bands.astype(complex)
-            shifted[1] += each
-            found.append(start @ solve_banded((1, 1), shifted, numpy.ones(q)))
-        return numpy.array(found)
+        # Elimination from below, at all s side by side; what is added is never subtracted.
+        coefficient, constant = [], []
+        above, right = numpy.zeros_like(s), numpy.zeros_like(s)
+        for j in range(q):
+            pivot = capacity + up[j] + s - stay[j] * above
+            above, right = up[j] / pivot, (1 + stay[j] * right) / pivot
+            coefficient.append(above)
+            constant.append(right)
+        total, here = numpy.zeros_like(s), numpy.zeros_like(s)
+        for j in range(q - 1, -1, -1):
+            here = constant[j] + coefficient[j] * here
+            total = total + start[j] * here
+        return total
 
     def of_sojourn(s: "Complex") -> "Complex":
         # With X(s) of the wait, whose transform is 1 − sX, that of the sum is (1 + μX)/(μ + s).
