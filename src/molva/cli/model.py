@@ -1,12 +1,13 @@
 """``molva model``: how a station A/B/n/q behaves under load, before it is built."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from molva.cli.exits import USAGE, fail
-from molva.cli.options import json_option
+from molva.cli.options import json_option, plot_option
 
 if TYPE_CHECKING:
     from molva.queueing import Flow, SteadyState
@@ -23,8 +24,9 @@ _UNITS: Final = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, 
 @click.argument("spec", metavar="SPEC")
 @click.option("--method", help="Analysis to use.  [default: the best there is]")
 @click.option("--kendall", is_flag=True, help="Read A/B/c/K: K counts everybody in the system.")
+@plot_option
 @json_option
-def model(spec: str, method: str | None, kendall: bool, as_json: bool) -> None:
+def model(spec: str, method: str | None, kendall: bool, plot: Path | None, as_json: bool) -> None:
     """Compute the steady state of SPEC, as 'M(8/s)/M(200ms)/2/inf'.
 
     SPEC is A/B/n/q: arrivals, service, servers, waiting places. Without q nobody can wait;
@@ -35,6 +37,10 @@ def model(spec: str, method: str | None, kendall: bool, as_json: bool) -> None:
     try:
         state = analyse(Model.from_kendall(spec) if kendall else Model.parse(spec), method=method)
         document = _document(state)
+        if plot is not None:
+            from molva.queueing.plot import Plot
+
+            Plot.of(state).save(plot)
     except ModelError as error:
         fail(USAGE, str(error))
     click.echo(json.dumps(document, ensure_ascii=False) if as_json else _table(state, document))

@@ -45,7 +45,7 @@ from molva.queueing.model import (
 )
 from molva.queueing.quantities import NUMBER, UNITS, Form, exact, number_text
 
-__all__ = ["parse", "parse_kendall"]
+__all__ = ["parse", "parse_kendall", "parse_time"]
 
 T = TypeVar("T")
 
@@ -119,6 +119,22 @@ def parse_kendall(
             f"service; it is {model.waiting}"
         )
     return Model(model.arrivals, model.service, model.servers, model.waiting - model.servers)
+
+
+def parse_time(text: str) -> Fraction:
+    """Return the seconds of one time with its unit, as ``250ms``.
+
+    Raises:
+        NotationError: It is none, or below 0.
+    """
+    reader = _Reader(text)
+    seconds = reader.time("a time")
+    reader.skip()
+    if reader.at < len(text):
+        reader.fail(f"nothing more is expected here, not {text[reader.at :]!r}")
+    if seconds < 0:
+        reader.fail("a time is at least 0", 0)
+    return seconds
 
 
 def _split(text: str) -> list[str]:
