@@ -25,6 +25,7 @@ from molva.queueing.errors import (
 )
 from molva.queueing.model import Model
 from molva.queueing.result import Flow, SteadyState
+from molva.queueing.simulate import events
 
 __all__ = [
     "METHODS",
@@ -43,5 +44,6 @@ __all__ = [
     "course",
     "erlang_b",
     "erlang_c",
+    "events",
     "load_at_loss",
 ]

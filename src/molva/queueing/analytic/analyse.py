@@ -22,7 +22,7 @@ from molva.queueing.analytic import (
     two_moments,
 )
 from molva.queueing.errors import MissingLibraryError, NoAnalysisError, ParameterError
-from molva.queueing.model import Model
+from molva.queueing.model import Model, Priority
 from molva.queueing.result import SteadyState
 
 __all__ = ["METHODS", "analyse", "libraries_named"]
@@ -88,7 +88,7 @@ def analyse(model: Model | str, *, method: str | None = None) -> SteadyState:
         if overload > _MOST_OVERLOAD:
             raise ParameterError(f"{model} is offered {overload:.3g} times what it can serve")
     for each in _chosen(method):
-        if each.applies(model):
+        if each.applies(model) and not _has_classes_or_patience(model):
             with libraries_named():
                 return each.solve(model)
     if method is not None:
@@ -105,6 +105,11 @@ def libraries_named() -> Iterator[None]:
         if error.name is None or error.name.partition(".")[0] not in ("numpy", "scipy"):
             raise
         raise MissingLibraryError(error.name) from error
+
+
+def _has_classes_or_patience(model: Model) -> bool:
+    """Whether jobs differ in urgency, or leave unserved: no method here knows of either."""
+    return model.patience is not None or isinstance(model.discipline, Priority)
 
 
 def _known() -> str:
