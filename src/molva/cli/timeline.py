@@ -11,6 +11,7 @@ from molva.cli.exits import USAGE, fail
 from molva.cli.options import json_option, plot_option
 
 if TYPE_CHECKING:
+    from molva.queueing.simulate import Job
     from molva.queueing.timeline import Timeline
 
 __all__ = ["timeline"]
@@ -25,6 +26,7 @@ _MOST_COLUMNS = 160
 @click.argument("spec", metavar="SPEC")
 @click.option("--begin", metavar="TIME", default="0s", show_default=True, help="When to look.")
 @click.option("--duration", metavar="TIME", help="How long.  [default: while some 8 jobs come]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides what lots say.")
 @click.option("--kendall", is_flag=True, help="Read A/B/c/K: K counts everybody in the system.")
 @plot_option
 @json_option
@@ -32,6 +34,7 @@ def timeline(
     spec: str,
     begin: str,
     duration: str | None,
+    seed: int,
     kendall: bool,
     plot: Path | None,
     as_json: bool,
@@ -46,6 +49,7 @@ def timeline(
             Model.from_kendall(spec) if kendall else Model.parse(spec),
             begin=parse_time(begin),
             duration=None if duration is None else parse_time(duration),
+            seed=seed,
         )
         if plot is not None:
             found.save(plot)
@@ -60,7 +64,6 @@ def timeline(
 
 def _document(found: "Timeline") -> dict[str, object]:
     """Return what --json prints. A new key here? Also docs/queueing.md, which a test compares."""
-    places = {stay.job: stay.place for stay in found.stays}
     return {
         "model": str(found.model),
         "road": found.road,
@@ -68,18 +71,35 @@ def _document(found: "Timeline") -> dict[str, object]:
         "end_seconds": float(found.end),
         "arrived": len(found.arrivals),
         "refused": len(found.refusals),
+        "gave_up": len(found.abandonments),
         "departed": len(found.departures),
         "busy_shares": [float(share) for share in found.busy_shares],
-        "jobs": [
+        "jobs": [_job(job) for job in found.present],
+        "waits": [
             {
-                "number": job.number,
-                "arrival_seconds": float(job.arrival),
-                "is_refused": job.is_refused,
-                "place": places.get(job.number),
-                "server": job.server,
-                "start_seconds": None if job.start is None else float(job.start),
-                "departure_seconds": None if job.departure is None else float(job.departure),
+                "job": stay.job,
+                "place": stay.place,
+                "begin_seconds": float(stay.begin),
+                "end_seconds": float(stay.end),
             }
-            for job in found.present
+            for stay in found.stays
+        ],
+    }
+
+
+def _job(job: "Job") -> dict[str, object]:
+    return {
+        "number": job.index + 1,
+        "fate": job.fate,
+        "arrival_seconds": float(job.arrival),
+        "start_seconds": None if job.start is None else float(job.start),
+        "departure_seconds": None if job.departure is None else float(job.departure),
+        "services": [
+            {
+                "server": part.server + 1,
+                "begin_seconds": float(part.begin),
+                "end_seconds": float(part.end),
+            }
+            for part in job.stretches
         ],
     }

@@ -226,7 +226,6 @@ def _against_load(state: SteadyState) -> list[Chart]:
     xs = tuple(100 * float(load) for load in loads)
     x_label = "offered load, % of all servers"
     here = 100 * float(present)
-    charts = []
 
     times = _lines(_TIMES, xs, states)
     charts: list[Chart] = []

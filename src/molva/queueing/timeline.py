@@ -1,9 +1,8 @@
 """Timing diagrams: who arrives when, waits in which place, is served by whom, leaves or is refused.
 
-A ``Timeline`` is a list of jobs and a window of time. Where everything is determined, jobs
-are played here in exact fractions of a second, so instants that should meet do meet; where
-something is drawn by lot, the simulator plays them. Jobs that were recorded elsewhere can be
-drawn too.
+A ``Timeline`` is a list of jobs and a window of time. The jobs are those of a short run: exact
+fractions of a second where nothing is drawn by lot, so that instants that should meet do meet.
+Jobs that were recorded elsewhere can be drawn too.
 
     jobs ──▶ Timeline ──▶ bars, stays, arrivals, refusals, departures ──▶ text, PNG, SVG
 
@@ -11,55 +10,37 @@ Only numbers are made here; ``drawing/`` makes pictures of them.
 """
 
 import heapq
+import itertools
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Final, final
 
-from molva.queueing.distributions import Trace, as_deterministic
-from molva.queueing.errors import NoAnalysisError, ParameterError
-from molva.queueing.model import Bulk, Model, Recorded, Renewal, Service
+from molva.queueing.distributions import as_deterministic
+from molva.queueing.errors import ParameterError
+from molva.queueing.model import Bulk, Model, Priority, Recorded, Renewal
 from molva.queueing.quantities import time_text
+from molva.queueing.simulate import Fate, Job, events
 
-__all__ = ["EXACT", "Bar", "Job", "Stay", "Timeline", "is_determined"]
+__all__ = ["EXACT", "Bar", "Stay", "Timeline", "is_determined"]
 
 # The road of a timeline in which nothing is drawn by lot.
 EXACT: Final = "exact"
 
 # Jobs that arrive in a window for which no length is given: enough to see what repeats, few
-# enough that each of them is seen.
+# enough that each of them is seen. Where lots are drawn, more are needed to see anything.
 _USUAL_JOBS: Final = 8
+_DRAWN_JOBS: Final = 24
 
 # Jobs that are played for one picture, a few seconds of work. More are no longer seen.
 _MOST_JOBS: Final = 100_000
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One job. Instants are seconds, exact; None is what never happened to it.
-
-    Attributes:
-        number: From 1, in the order of arrival.
-        arrival: When it came.
-        start: When a server took it; None where it was refused.
-        departure: When it was done.
-        server: Who served it, from 1.
-    """
-
-    number: int
-    arrival: Fraction
-    start: Fraction | None = None
-    departure: Fraction | None = None
-    server: int | None = None
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether it found no server and no place."""
-        return self.start is None
+# Jobs beyond those expected in a window that are played at first: five standard deviations of
+# a Poisson flow, and some.
+_SPREAD: Final = 5
+_AT_LEAST: Final = 16
 
 
 @final
@@ -71,7 +52,7 @@ class Bar:
         server: From 1.
         begin: Seconds.
         end: Seconds.
-        jobs: Their numbers, ascending.
+        jobs: Their numbers, from 1, ascending.
     """
 
     server: int
@@ -96,8 +77,8 @@ class Stay:
     Attributes:
         place: From 1.
         begin: Seconds, its arrival.
-        end: Seconds, the start of its service.
-        job: Its number.
+        end: Seconds, when it is served or has waited long enough.
+        job: Its number, from 1.
     """
 
     place: int
@@ -116,10 +97,10 @@ class Timeline:
 
     Attributes:
         model: The station.
-        jobs: In the order of arrival, from an empty station on; each is played to its end.
+        jobs: In the order of arrival, each to its end.
         begin: Seconds.
         end: Seconds, after ``begin``.
-        road: ``exact``, or from which simulation.
+        road: ``exact``, or of which simulation.
     """
 
     model: Model
@@ -144,47 +125,48 @@ class Timeline:
         *,
         begin: Fraction | int = 0,
         duration: Fraction | int | None = None,
+        seed: int = 0,
     ) -> "Timeline":
         """Return what happens at ``model``, which is empty at 0 s.
 
-        The first jobs arrive at 0 s where gaps are constant, and where they are recorded.
+        The first jobs arrive at 0 s where gaps are constant or recorded.
 
         Args:
             model: A model, or its notation.
             begin: Seconds after which to look.
-            duration: Seconds to look; without it, as long as some eight jobs take to come.
+            duration: Seconds to look; without it, as long as some jobs take to come.
+            seed: Decides what is drawn by lot. The same gives the same run.
 
         Raises:
-            NoAnalysisError: Something is drawn by lot.
             ParameterError: The window is none, or holds more jobs than can be seen.
+            MissingLibraryError: numpy is not installed.
 
         Example:
             Two requests at each millisecond, half a millisecond to serve one, no place to wait.
 
             >>> adder = Timeline.of("2*D(1ms)/D(0.5ms)/1", duration=Fraction("0.003"))
-            >>> [job.number for job in adder.jobs if job.is_refused]
-            [2, 4, 6]
+            >>> [job.index for job in adder.jobs if job.fate == "refused"]
+            [1, 3, 5]
         """
         if isinstance(model, str):
             model = Model.parse(model)
         first = Fraction(begin)
         last = first + (_usual_duration(model) if duration is None else Fraction(duration))
-        _require_few(model, last)
-        if not is_determined(model):
-            raise NoAnalysisError(f"{model} draws by lot, so its timeline comes from a simulation")
-        return cls(model, tuple(_play(model, last)), first, last)
+        road = EXACT if is_determined(model) else f"simulation, seed {seed}"
+        return cls(model, tuple(_jobs_until(model, last, seed)), first, last, road)
 
     @property
     def bars(self) -> tuple[Bar, ...]:
         """The work of the servers within the window, by server and time; cut at its edges."""
         together: dict[tuple[int, Fraction, Fraction], list[int]] = {}
         for job in self.jobs:
-            if job.start is not None and job.departure is not None and job.server is not None:
-                together.setdefault((job.server, job.start, job.departure), []).append(job.number)
+            for part in job.stretches:
+                work = (part.server + 1, Fraction(part.begin), Fraction(part.end))
+                together.setdefault(work, []).append(job.index + 1)
         return tuple(
-            Bar(server, max(start, self.begin), min(end, self.end), tuple(numbers))
-            for (server, start, end), numbers in sorted(together.items())
-            if end > self.begin and start < self.end
+            Bar(server, max(begin, self.begin), min(end, self.end), tuple(numbers))
+            for (server, begin, end), numbers in sorted(together.items())
+            if end > self.begin and begin < self.end
         )
 
     @property
@@ -199,19 +181,22 @@ class Timeline:
     @property
     def arrivals(self) -> tuple[Fraction, ...]:
         """Instants at which a job comes, ascending; one for each job."""
-        return tuple(job.arrival for job in self.jobs if self.begin <= job.arrival < self.end)
+        return self._instants(job.arrival for job in self.jobs)
 
     @property
     def refusals(self) -> tuple[Fraction, ...]:
         """Instants at which a job is refused, ascending; one for each job."""
-        refused = (job.arrival for job in self.jobs if job.is_refused)
-        return tuple(at for at in refused if self.begin <= at < self.end)
+        return self._instants(job.arrival for job in self.jobs if job.fate == "refused")
 
     @property
     def departures(self) -> tuple[Fraction, ...]:
         """Instants at which a job leaves served, ascending; one for each job."""
-        ends = sorted(job.departure for job in self.jobs if job.departure is not None)
-        return tuple(at for at in ends if self.begin < at <= self.end)
+        return self._leaving("served")
+
+    @property
+    def abandonments(self) -> tuple[Fraction, ...]:
+        """Instants at which a job has waited long enough and goes, ascending."""
+        return self._leaving("abandoned")
 
     @property
     def present(self) -> tuple[Job, ...]:
@@ -220,7 +205,7 @@ class Timeline:
             job
             for job in self.jobs
             if job.arrival < self.end
-            and (self.begin <= job.arrival or (job.departure or self.begin) > self.begin)
+            and (job.arrival >= self.begin or (job.departure or self.begin) > self.begin)
         )
 
     @property
@@ -241,7 +226,7 @@ class Timeline:
         """How many there are; of any number, how many had work."""
         if self.model.servers is not None:
             return self.model.servers
-        return max((job.server for job in self.jobs if job.server is not None), default=0)
+        return max((bar.server for bar in self.bars), default=0)
 
     def text(self, width: int = 80) -> str:
         """Return the drawing for a terminal of ``width`` columns, lines without ends."""
@@ -260,146 +245,94 @@ class Timeline:
 
         files.save(path, text=self.text, figure=lambda: timeline_figure.drawn(self))
 
+    def _instants(self, times: Iterable[Fraction | float]) -> tuple[Fraction, ...]:
+        """Return those of arrivals within the window."""
+        return tuple(Fraction(at) for at in times if self.begin <= at < self.end)
+
+    def _leaving(self, fate: Fate) -> tuple[Fraction, ...]:
+        """Return those of departures: one at the end belongs to the window, one at begin not."""
+        left = (job.departure for job in self.jobs if job.fate == fate)
+        ends = sorted(Fraction(at) for at in left if at is not None)
+        return tuple(at for at in ends if self.begin < at <= self.end)
+
 
 def is_determined(model: Model) -> bool:
-    """Whether nothing is drawn by lot: constant or recorded gaps, constant service, no lottery."""
+    """Whether nothing is drawn by lot: gaps, service, patience, and who is next."""
     arrivals = model.arrivals
     gaps_known = isinstance(arrivals, Recorded) or (
         isinstance(arrivals, Renewal) and as_deterministic(arrivals.gap) is not None
     )
     service_known = isinstance(model.service, Bulk) or as_deterministic(model.service) is not None
-    return gaps_known and service_known and model.discipline != "random"
+    patience_known = model.patience is None or as_deterministic(model.patience) is not None
+    next_known = model.discipline != "random" and not isinstance(model.discipline, Priority)
+    return gaps_known and service_known and patience_known and next_known
 
 
 def _require_possible(job: Job) -> None:
-    """Refuse a job that ends before it begins, or is served by nobody."""
-    if job.start is None:
-        if job.departure is not None or job.server is not None:
-            raise ParameterError(f"job {job.number} has no start, but a departure or a server")
-        return
-    if job.departure is None or job.server is None or job.server < 1:
-        raise ParameterError(f"job {job.number} starts, so it needs a departure and a server ≥ 1")
-    if not job.arrival <= job.start <= job.departure:
+    """Refuse a job whose instants do not ascend, or that is served and never leaves."""
+    times = [job.arrival]
+    for part in job.stretches:
+        times += [part.begin, part.end]
+    if job.departure is not None:
+        times.append(job.departure)
+    if any(later < earlier for earlier, later in itertools.pairwise(times)):
+        shown = ", ".join(f"{float(at):.6g} s" for at in times)
         raise ParameterError(
-            f"job {job.number} arrives at {time_text(job.arrival)}, starts at "
-            f"{time_text(job.start)} and departs at {time_text(job.departure)}, which is no order"
+            f"the instants of job {job.index + 1} do not ascend: it arrives, is served and "
+            f"leaves at {shown}"
         )
+    if job.fate == "refused" and len(times) > 1:
+        raise ParameterError(f"job {job.index + 1} is refused, so it is not served and leaves not")
+    if job.fate != "refused" and job.departure is None:
+        raise ParameterError(f"job {job.index + 1} is {job.fate}, so it needs a departure")
 
 
 def _usual_duration(model: Model) -> Fraction:
-    """Return the seconds in which some eight jobs come, or two are served; whole gaps."""
+    """Return the seconds in which some jobs come, or two are served; whole gaps."""
     arrivals, service = model.arrivals, model.service
     gap = arrivals.gap.mean if isinstance(arrivals, Renewal) else 1 / arrivals.rate
     long = service.time(service.limit) if isinstance(service, Bulk) else service.mean
-    return max(math.ceil(_USUAL_JOBS / arrivals.rate / gap), math.ceil(2 * long / gap)) * gap
+    jobs = _USUAL_JOBS if is_determined(model) else _DRAWN_JOBS
+    return max(math.ceil(jobs / arrivals.rate / gap), math.ceil(2 * long / gap)) * gap
 
 
-def _require_few(model: Model, until: Fraction) -> None:
-    expected = until * model.arrivals.rate
+def _jobs_until(model: Model, end: Fraction, seed: int) -> list[Job]:
+    """Return all jobs that arrive before ``end``, and the first that does not."""
+    expected = float(end * model.arrivals.rate)
     if expected > _MOST_JOBS:
         raise ParameterError(
-            f"some {float(expected):.3g} jobs arrive until {time_text(until)}; a timeline is "
-            f"played for at most {_MOST_JOBS}"
+            f"some {expected:.3g} jobs arrive until {float(end):.6g} s; a timeline is played for "
+            f"at most {_MOST_JOBS}"
         )
+    count = _AT_LEAST + math.ceil(expected + _SPREAD * math.sqrt(expected))
+    while True:
+        jobs = events(model, count, seed)
+        if jobs[-1].arrival >= end:
+            return jobs
+        if count > 2 * _MOST_JOBS:
+            raise ParameterError(f"more than {_MOST_JOBS} jobs arrive until {float(end):.6g} s")
+        count *= 2
 
 
 def _stays(jobs: Iterable[Job]) -> Iterator[Stay]:
-    """Give each job that waits the lowest place that is free when it comes."""
+    """Give each job that waits the lowest place that is free when it begins to."""
     free: list[int] = []
     taken: list[tuple[Fraction, int]] = []
-    for job in jobs:
-        if job.start is None or job.start == job.arrival:
-            continue
-        while taken and taken[0][0] <= job.arrival:
+    for begin, end, number in sorted(_waits(jobs)):
+        while taken and taken[0][0] <= begin:
             heapq.heappush(free, heapq.heappop(taken)[1])
         place = heapq.heappop(free) if free else len(taken) + 1
-        heapq.heappush(taken, (job.start, place))
-        yield Stay(place, job.arrival, job.start, job.number)
+        heapq.heappush(taken, (end, place))
+        yield Stay(place, begin, end, number)
 
 
-# What is determined, played.
-
-
-def _play(model: Model, until: Fraction) -> list[Job]:
-    """Return the jobs that arrive before ``until``, each played to its end."""
-    station = _Station(model)
-    for at in _instants(model):
-        if at >= until:
-            break
-        station.arrive(at)
-    station.finish()
-    return station.jobs
-
-
-def _instants(model: Model) -> Iterator[Fraction]:
-    """Yield the instants of arrivals, from 0 s on; one for each job."""
-    arrivals = model.arrivals
-    if isinstance(arrivals, Recorded):
-        # A trace holds decimals. Its doubles, as often a product with a unit, are a rounding
-        # away from them, which 15 digits do not show.
-        assert isinstance(arrivals.instants, Trace)
-        instants = [Fraction(f"{value:.15g}") for value in arrivals.instants.values]
-        yield from (at - instants[0] for at in instants)
-        return
-    assert isinstance(arrivals, Renewal)
-    index = 0
-    while True:
-        for _ in range(arrivals.batch):
-            yield index * arrivals.gap.mean
-        index += 1
-
-
-class _Station:
-    """Servers and waiting places; ``jobs`` are those that have come."""
-
-    def __init__(self, model: Model) -> None:
-        self.servers, self.waiting = model.servers, model.waiting
-        self.lifo = model.discipline == "lifo"
-        self.service: Service = model.service
-        self.jobs: list[Job] = []
-        self.line: deque[int] = deque()  # indexes into jobs
-        self.busy: list[tuple[Fraction, int]] = []  # when a server is done, and which
-        self.idle: list[int] = []  # servers that have worked and are free, as a heap
-        self.used = 0  # servers that have ever worked
-
-    def arrive(self, at: Fraction) -> None:
-        self.pass_time(at)
-        self.jobs.append(Job(len(self.jobs) + 1, at))
-        self.line.append(len(self.jobs) - 1)
-        server = self.free_server()
-        if server is not None:
-            self.serve(server, at)
-        elif self.waiting is not None and len(self.line) > self.waiting:
-            self.line.pop()  # refused: it keeps no start
-
-    def finish(self) -> None:
-        while self.busy:
-            self.pass_time(self.busy[0][0])
-
-    def pass_time(self, now: Fraction) -> None:
-        """Let all depart that are done by ``now``, and those behind them begin."""
-        while self.busy and self.busy[0][0] <= now:
-            end, server = heapq.heappop(self.busy)
-            if self.line:
-                self.serve(server, end)
-            else:
-                heapq.heappush(self.idle, server)
-
-    def free_server(self) -> int | None:
-        if self.idle:
-            return heapq.heappop(self.idle)
-        if self.servers is None or self.used < self.servers:
-            self.used += 1
-            return self.used
-        return None
-
-    def serve(self, server: int, at: Fraction) -> None:
-        """Let ``server`` take who is next; in bulk, who are."""
-        limit = self.service.limit if isinstance(self.service, Bulk) else 1
-        count = min(limit, len(self.line))
-        time = self.service.time(count) if isinstance(self.service, Bulk) else self.service.mean
-        for _ in range(count):
-            index = self.line.pop() if self.lifo else self.line.popleft()
-            job = self.jobs[index]
-            self.jobs[index] = Job(job.number, job.arrival, at, at + time, server)
-        heapq.heappush(self.busy, (at + time, server))
+def _waits(jobs: Iterable[Job]) -> Iterator[tuple[Fraction, Fraction, int]]:
+    """Yield from when to when which job waited; one that is interrupted waits again."""
+    for job in jobs:
+        since = job.arrival
+        for part in job.stretches:
+            if part.begin > since:
+                yield Fraction(since), Fraction(part.begin), job.index + 1
+            since = part.end
+        if job.fate == "abandoned" and job.departure is not None:
+            yield Fraction(since), Fraction(job.departure), job.index + 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from molva.queueing.drawing import colours
 from molva.queueing.drawing.files import new_figure
 from molva.queueing.drawing.scale import TimeScale
-from molva.queueing.drawing.timeline_text import MOST_LANES, summary
+from molva.queueing.drawing.timeline_text import MOST_LANES, places, summary
 from molva.queueing.timeline import Bar, Stay, Timeline
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ _MANY: Final = 60
 
 def drawn(timeline: Timeline) -> "Figure":
     """Return the figure."""
-    places, servers = _places(timeline), timeline.servers
+    taken, servers = places(timeline), timeline.servers
     bounded = timeline.model.waiting is not None and timeline.model.servers is not None
     rows = ["arrivals", *(["refused"] if bounded else [])]
-    rows += ["waiting"] if places > MOST_LANES else [f"place {i + 1}" for i in range(places)]
+    rows += ["waiting"] if taken > MOST_LANES else [f"place {i + 1}" for i in range(taken)]
     rows += ["busy"] if servers > MOST_LANES else [f"server {i + 1}" for i in range(servers)]
-    rows += ["departures"]
+    impatient = timeline.model.patience is not None
+    rows += ["gave up", "departures"] if impatient else ["departures"]
     middles = _middles(rows)
 
     depth = -min(middles.values()) + 1
@@ -61,7 +62,7 @@ def drawn(timeline: Timeline) -> "Figure":
     draw.instants("arrivals", timeline.arrivals, middles["arrivals"], "v", colours.INK)
     if bounded:
         draw.instants("refused", timeline.refusals, middles["refused"], "x", colours.REFUSED)
-    if places > MOST_LANES:
+    if taken > MOST_LANES:
         spans = [(stay.begin, stay.end) for stay in timeline.stays]
         draw.level("waiting", spans, middles["waiting"], colours.WAITING)
     else:
@@ -75,13 +76,10 @@ def drawn(timeline: Timeline) -> "Figure":
         for bar in timeline.bars:
             shade[bar.server] += 1
             draw.bar(bar, middles[f"server {bar.server}"], colours.BUSY[shade[bar.server] % 2])
+    if impatient:
+        draw.instants("gave up", timeline.abandonments, middles["gave up"], ">", colours.REFUSED)
     draw.instants("departures", timeline.departures, middles["departures"], "^", colours.INK)
     return figure
-
-
-def _places(timeline: Timeline) -> int:
-    used = max((stay.place for stay in timeline.stays), default=0)
-    return max(used, min(timeline.model.waiting or 0, MOST_LANES))
 
 
 def _middles(rows: list[str]) -> dict[str, float]:
@@ -130,7 +128,7 @@ class _Pen:
             linestyle="none",
             clip_on=False,
         )
-        line.set_gid(name)
+        line.set_gid(name.replace(" ", "-"))
         for at, count in counted.items():
             if count > 1 and not many:
                 self.axes.annotate(

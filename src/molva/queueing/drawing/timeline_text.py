@@ -18,10 +18,13 @@ from typing import Final
 from molva.queueing.drawing.scale import TimeScale, common_tick
 from molva.queueing.timeline import Timeline
 
-__all__ = ["MOST_LANES", "drawn", "summary"]
+__all__ = ["MOST_LANES", "drawn", "places", "summary"]
 
 # Servers, and waiting places, that get a row each. Of more, a row says how many are taken.
 MOST_LANES: Final = 12
+
+# Waiting places that get a row although nobody is in them.
+_EMPTY_LANES: Final = 4
 
 # Columns of the narrowest drawing in which a row is still one.
 _NARROWEST: Final = 40
@@ -48,12 +51,21 @@ def drawn(timeline: Timeline, width: int) -> str:
     return "\n".join(part.rstrip() for part in parts)
 
 
+def places(timeline: Timeline) -> int:
+    """Return how many waiting places are drawn: those taken, and a few that are not."""
+    taken = max((stay.place for stay in timeline.stays), default=0)
+    there = timeline.model.waiting
+    return taken if there is None else max(taken, min(there, _EMPTY_LANES))
+
+
 def summary(timeline: Timeline) -> str:
     """Return what happened in the window, in one line."""
     arrived, refused = len(timeline.arrivals), len(timeline.refusals)
     parts = [f"{arrived} arrived"]
     if timeline.model.waiting is not None and timeline.model.servers is not None:
         parts.append(f"{refused} refused")
+    if timeline.model.patience is not None:
+        parts.append(f"{len(timeline.abandonments)} gave up")
     parts.append(f"{len(timeline.departures)} departed")
     shares = timeline.busy_shares
     if shares and timeline.model.servers is not None:
@@ -75,28 +87,27 @@ def _lanes(timeline: Timeline) -> list[tuple[str, Paint]]:
     lanes = [("arrivals", _marks(timeline.arrivals, "↓"))]
     if timeline.model.waiting is not None and timeline.model.servers is not None:
         lanes.append(("refused", _marks(timeline.refusals, "×")))
-    places = max((stay.place for stay in stays), default=0)
-    if timeline.model.waiting is not None:
-        places = max(places, min(timeline.model.waiting, MOST_LANES))
-    if places > MOST_LANES:
+    if places(timeline) > MOST_LANES:
         lanes.append(("waiting", _level([(stay.begin, stay.end) for stay in stays])))
     else:
-        for place in range(1, places + 1):
+        for place in range(1, places(timeline) + 1):
             mine = [(str(s.job), s.begin, s.end) for s in stays if s.place == place]
-            lanes.append((f"place {place}", _spans(mine, "┄")))
+            lanes.append((f"place {place}", _spans(mine, "├", "┄")))
     if timeline.servers > MOST_LANES:
         lanes.append(("busy", _level([(bar.begin, bar.end) for bar in bars])))
     else:
         for server in range(1, timeline.servers + 1):
             work = [(b.name, b.begin, b.end) for b in bars if b.server == server]
-            lanes.append((f"server {server}", _spans(work, "━")))
+            lanes.append((f"server {server}", _spans(work, "┣", "━")))
+    if timeline.model.patience is not None:
+        lanes.append(("gave up", _marks(timeline.abandonments, "↗")))
     lanes.append(("departures", _marks(timeline.departures, "↑")))
     return lanes
 
 
 def _columns(timeline: Timeline, room: int) -> int:
     """Return the columns of the window: as many as make every tick a whole number of them."""
-    instants = [timeline.begin, timeline.end, *timeline.arrivals, *timeline.departures]
+    instants = [timeline.end, *timeline.arrivals, *timeline.departures, *timeline.abandonments]
     instants += [bar.begin for bar in timeline.bars]
     tick = common_tick(at - timeline.begin for at in instants)
     assert tick is not None  # the window has a length
@@ -107,14 +118,17 @@ def _columns(timeline: Timeline, room: int) -> int:
 def _axis(timeline: Timeline, margin: int, columns: int, column: Column) -> list[str]:
     """Return two lines: the unit with numbers, and marks."""
     scale = TimeScale.between(timeline.begin, timeline.end, columns // _MARK_COLUMNS + 1)
-    labels = [*f"{scale.unit:<{margin}}", *(" " * (columns + _MARK_COLUMNS))]
-    marks = ["─"] * (columns + 1)
+    longest = len(scale.label(timeline.end)) + 2
+    if longest > _MARK_COLUMNS:
+        scale = TimeScale.between(timeline.begin, timeline.end, columns // longest + 1)
+    room = columns + _AIR
+    labels, marks = [" "] * room, ["─"] * (columns + 1)
     for mark in scale.marks:
-        at = column(mark)
+        at, text = column(mark), scale.label(mark)
         marks[at] = "┬"
-        text = scale.label(mark)
-        labels[margin + at : margin + at + len(text)] = text
-    return ["".join(labels), " " * margin + "".join(marks)]
+        first = min(at, room - len(text))
+        labels[first : first + len(text)] = text
+    return [f"{scale.unit:<{margin}}{''.join(labels)}", " " * margin + "".join(marks)]
 
 
 def _marks(instants: Iterable[Fraction], sign: str) -> Paint:
@@ -130,8 +144,8 @@ def _marks(instants: Iterable[Fraction], sign: str) -> Paint:
     return paint
 
 
-def _spans(spans: Iterable[tuple[str, Fraction, Fraction]], fill: str) -> Paint:
-    """Return what draws each span from its column up to the next one, its name first."""
+def _spans(spans: Iterable[tuple[str, Fraction, Fraction]], start: str, fill: str) -> Paint:
+    """Return what draws each span, its name first, or ``start`` where there is no room for it."""
     named = list(spans)
 
     def paint(column: Column, columns: int) -> str:
@@ -139,7 +153,9 @@ def _spans(spans: Iterable[tuple[str, Fraction, Fraction]], fill: str) -> Paint:
         for name, begin, end in named:
             first, last = column(begin), max(column(end), column(begin) + 1)
             room = last - first
-            shown = name if len(name) < room or len(name) == room == 1 else ""
+            shown = (
+                name if len(name) < room or len(name) == room == 1 else start if room > 1 else ""
+            )
             row[first:last] = shown + fill * (room - len(shown))
         return "".join(row)
 
