@@ -123,7 +123,7 @@ class _Station:
 
     def abandon(self, now: float) -> None:
         leaving = next(job for job in self.waiting if self.deadlines[job] == now)
-        self.waiting.remove(leaving)
+        self.take(self.waiting.index(leaving))
         self.fates[leaving], self.departures[leaving] = "abandoned", now
 
     def next_job(self) -> int:
@@ -140,6 +140,14 @@ class _Station:
                 range(len(self.waiting)),
                 key=lambda at: (self.ranks[self.waiting[at]], not self.stretches[self.waiting[at]]),
             )
+        return self.take(place)
+
+    def take(self, place: int) -> int:
+        """Take out the job at a place of those that wait."""
+        if self.model.discipline == "random":
+            # The last moves to its place, as in the kernel: a draw means the same job in both.
+            self.waiting[place], self.waiting[-1] = self.waiting[-1], self.waiting[place]
+            place = -1
         return self.waiting.pop(place)
 
     def start(self, jobs: list[int], now: float) -> None:
