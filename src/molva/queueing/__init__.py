@@ -1,8 +1,9 @@
 """Queueing: how a station A/B/n/q behaves under load, before it is built.
 
 ``Model`` reads the notation, ``analyse`` computes the steady state and says by which road
-and from which source. Importing this loads neither numpy nor scipy; what is computed
-numerically does, when it is asked for.
+and from which source, ``simulate`` plays it and gives every number with its interval.
+Importing this loads neither numpy nor scipy; what is computed numerically, or simulated, does,
+when it is asked for.
 """
 
 from molva.queueing.analytic import (
@@ -25,11 +26,12 @@ from molva.queueing.errors import (
 )
 from molva.queueing.model import Model
 from molva.queueing.result import Flow, SteadyState
-from molva.queueing.simulate import events
+from molva.queueing.simulate import Estimate, Simulation, events, simulate
 
 __all__ = [
     "METHODS",
     "Course",
+    "Estimate",
     "Flow",
     "MissingLibraryError",
     "Model",
@@ -37,6 +39,7 @@ __all__ = [
     "NoAnalysisError",
     "NotationError",
     "ParameterError",
+    "Simulation",
     "SteadyState",
     "TraceError",
     "UnstableError",
@@ -46,4 +49,5 @@ __all__ = [
     "erlang_c",
     "events",
     "load_at_loss",
+    "simulate",
 ]

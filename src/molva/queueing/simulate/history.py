@@ -102,7 +102,9 @@ class _Station:
         """Let everything happen up to ``until``, and at it; a departure goes first."""
         while True:
             end = self.busy[0].end if self.busy else math.inf
-            leave = min((self.deadlines[job] for job in self.waiting), default=math.inf)
+            leave = math.inf
+            if self.model.patience is not None:
+                leave = min((self.deadlines[job] for job in self.waiting), default=math.inf)
             if min(end, leave) > until or (until == min(end, leave) == math.inf):
                 return
             if end <= leave:
@@ -123,7 +125,7 @@ class _Station:
 
     def abandon(self, now: float) -> None:
         leaving = next(job for job in self.waiting if self.deadlines[job] == now)
-        self.waiting.remove(leaving)
+        self.take(self.waiting.index(leaving))
         self.fates[leaving], self.departures[leaving] = "abandoned", now
 
     def next_job(self) -> int:
@@ -140,6 +142,14 @@ class _Station:
                 range(len(self.waiting)),
                 key=lambda at: (self.ranks[self.waiting[at]], not self.stretches[self.waiting[at]]),
             )
+        return self.take(place)
+
+    def take(self, place: int) -> int:
+        """Take out the job at a place of those that wait."""
+        if self.model.discipline == "random":
+            # The last moves to its place, as in the kernel: a draw means the same job in both.
+            self.waiting[place], self.waiting[-1] = self.waiting[-1], self.waiting[place]
+            place = -1
         return self.waiting.pop(place)
 
     def start(self, jobs: list[int], now: float) -> None:

@@ -1,0 +1,236 @@
+"""Runs: how many jobs, on how many cores, and when to stop.
+
+Four replications by default, so that a run uses more than one core and the intervals rest on
+runs that have nothing in common; what comes out depends on their number, never on that of the
+cores. Each is cut into cells, and cells are joined to batches until neighbours no longer
+resemble one another.
+"""
+
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from molva.queueing.distributions import as_deterministic
+from molva.queueing.errors import ParameterError, UnstableError
+from molva.queueing.model import Bulk, Model, Renewal
+from molva.queueing.simulate.estimate import Simulation
+from molva.queueing.simulate.replication import Replication
+from molva.queueing.simulate.summary import MEASURES, batches_of, measured, summarised
+from molva.queueing.simulate.units import clock_of
+from molva.queueing.simulate.warm_up import MEMORIES_LEFT_OUT, memory_in_jobs
+
+__all__ = ["ENGINES", "Plan", "Progress", "plan_of", "simulated"]
+
+# Called with the share of a run that is done, from 0 to 1.
+Progress = Callable[[float], None]
+
+# Cells of each replication: of a run with a fixed number of jobs, and of the first stage of
+# one with a wanted precision. Numbers with many divisors, because cells are joined to batches.
+_CELLS: Final = 24
+_FIRST_CELLS: Final = 16
+
+# By what a run grows when it is not yet precise enough. Less, and it stops by chance more often
+# when the interval happens to be narrow; more, and it overshoots.
+_GROWTH: Final = 1.5
+
+# Jobs of a replication at the first stage, at least.
+_FIRST_JOBS: Final = 16_384
+
+# Relaxation times that a batch of a precise run has at least.
+_MEMORIES_IN_CELL: Final = 3
+
+# Share of a run that may be left out at its beginning.
+_MOST_WARM_UP: Final = 0.2
+
+# Jobs from which on loading the compiler is worth its half second.
+_JOBS_FOR_COMPILER: Final = 300_000
+
+ENGINES: Final = ("auto", "compiled", "plain")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is made of, in the measure of its source: jobs or periods.
+
+    Attributes:
+        warm_up: Left out at the beginning of each replication.
+        cell_size: Of each cell.
+        cells: Of each replication.
+        notes: What should be known of a run that is this short.
+    """
+
+    warm_up: int
+    cell_size: int
+    cells: int
+    notes: tuple[str, ...]
+
+
+def simulated(
+    model: Model,
+    *,
+    jobs: int | None,
+    precision: float | None,
+    of: str | None,
+    seed: int,
+    replications: int,
+    warm_up: int | None,
+    most_jobs: int,
+    most_seconds: float,
+    engine: str,
+    progress: Progress | None,
+) -> Simulation:
+    """Return the simulation of ``model``; see ``molva.queueing.simulate``."""
+    _check(model, jobs, precision, of, replications, warm_up, engine)
+    began = time.monotonic()
+    clock = clock_of(model)
+    wanted = jobs if jobs is not None else most_jobs
+    runs = [
+        Replication(model, clock, seed, number, compiled=_compiled(engine, wanted))
+        for number in range(replications)
+    ]
+    plan = plan_of(model, runs[0].jobs_each, jobs, replications, warm_up)
+    report = progress or (lambda _: None)
+    _on_all_cores([lambda run=run: run.warm(plan.warm_up) for run in runs])  # type: ignore[misc]
+    if precision is None:
+        # All at once, unless somebody watches.
+        for cells in range(1 if progress else plan.cells, plan.cells + 1):
+            _extend(runs, cells, plan.cell_size)
+            report(cells / plan.cells)
+        return summarised(model, clock, seed, runs, None, plan.notes)
+    measure = of or ("mean_wait" if _can_wait(model) else "loss_probability")
+    cells = plan.cells
+    while True:
+        _extend(runs, cells, plan.cell_size)
+        width = _width(runs, measure)
+        spent = time.monotonic() - began
+        played = sum(run.jobs for run in runs)
+        reached = width <= precision
+        report(1.0 if reached else min((precision / width) ** 2, 0.99))
+        # The next stage takes half as long as all so far.
+        over_time = spent * _GROWTH > most_seconds
+        if reached or over_time or played * _GROWTH > most_jobs:
+            notes = plan.notes
+            if not reached:
+                limit = f"{most_seconds:g} s" if over_time else f"{most_jobs} jobs"
+                notes += (
+                    f"{measure} is known to ±{width:.3g} of its value, not to the ±{precision:g} "
+                    f"asked for: a longer run would exceed {limit}",
+                )
+            return summarised(model, clock, seed, runs, reached, notes)
+        here = len(runs[0].cells)
+        cells = math.ceil(here * _GROWTH / 2) * 2
+
+
+def plan_of(
+    model: Model, jobs_each: float, jobs: int | None, replications: int, warm_up: int | None
+) -> Plan:
+    """Return how a run is cut."""
+    memory = memory_in_jobs(model) / jobs_each
+    settled = math.ceil(MEMORIES_LEFT_OUT * memory)
+    if jobs is None:
+        left_out = settled if warm_up is None else math.ceil(warm_up / jobs_each)
+        cell = math.ceil(max(_MEMORIES_IN_CELL * memory, _FIRST_JOBS / jobs_each / _FIRST_CELLS, 1))
+        return Plan(left_out, cell, _FIRST_CELLS, ())
+    each = jobs / replications / jobs_each
+    notes = []
+    if warm_up is not None:
+        left_out = math.ceil(warm_up / replications / jobs_each)
+    else:
+        left_out = min(settled, math.ceil(each * _MOST_WARM_UP))
+        if left_out < settled:
+            need = settled * jobs_each / _MOST_WARM_UP * replications
+            notes.append(
+                f"the run is short for this load, so the intervals may be too narrow: "
+                f"{need:.1g} jobs would do"
+            )
+    cells = max(2, min(_CELLS, int(each - left_out)))
+    cell = max(1, math.ceil((each - left_out) / cells))
+    return Plan(left_out, cell, cells, tuple(notes))
+
+
+def _check(
+    model: Model,
+    jobs: int | None,
+    precision: float | None,
+    of: str | None,
+    replications: int,
+    warm_up: int | None,
+    engine: str,
+) -> None:
+    if (jobs is None) == (precision is None):
+        raise ParameterError("a run has either a number of jobs or a precision, not both")
+    if not 1 <= replications <= 1000:
+        raise ParameterError(f"a run has from 1 to 1000 replications, not {replications}")
+    if jobs is not None and jobs < 100 * replications:
+        raise ParameterError(
+            f"{replications} replications need at least {100 * replications} jobs, not {jobs}"
+        )
+    if warm_up is not None and (warm_up < 0 or (jobs is not None and warm_up >= jobs)):
+        raise ParameterError(f"a warm-up is shorter than its run, and not below 0: {warm_up}")
+    if precision is not None and not 0 < precision < 1:
+        raise ParameterError(
+            f"a precision is a share of the value, as 0.01 for ±1 %; it is {precision:g}"
+        )
+    if of is not None and of not in MEASURES:
+        raise ParameterError(f"a precision is of {', '.join(MEASURES)}, not of {of!r}")
+    if engine not in ENGINES:
+        raise ParameterError(f"an engine is one of {', '.join(ENGINES)}, not {engine!r}")
+    _check_stable(model)
+
+
+def _check_stable(model: Model) -> None:
+    """Raise UnstableError where all can wait and more arrives than can be served."""
+    if model.servers is None or model.waiting is not None or model.patience is not None:
+        return
+    load = model.arrivals.rate * model.service.mean
+    constant = (
+        isinstance(model.arrivals, Renewal)
+        and as_deterministic(model.arrivals.gap) is not None
+        and (isinstance(model.service, Bulk) or as_deterministic(model.service) is not None)
+    )
+    # At exactly full load a schedule repeats itself, but a line of random jobs grows.
+    if load > model.servers or (load == model.servers and not constant):
+        raise UnstableError(
+            str(model),
+            arrival_rate=model.arrival_rate,
+            capacity=model.servers * model.service_rate,
+        )
+
+
+def _can_wait(model: Model) -> bool:
+    return model.servers is not None and model.waiting != 0
+
+
+def _compiled(engine: str, jobs: int) -> bool:
+    installed = importlib.util.find_spec("numba") is not None
+    if engine == "compiled" and not installed:
+        raise ParameterError("the compiled engine needs numba: pip install 'molva[fast]'")
+    return engine == "compiled" or (engine == "auto" and installed and jobs >= _JOBS_FOR_COMPILER)
+
+
+def _extend(runs: list[Replication], cells: int, cell_size: int) -> None:
+    _on_all_cores([lambda run=run: run.extend(cells, cell_size) for run in runs])  # type: ignore[misc]
+
+
+def _on_all_cores(calls: list[Callable[[], None]]) -> None:
+    """Make all ``calls``, as many at a time as there are cores.
+
+    Threads, because drawing and the compiled kernels hold no lock. In plain Python they take
+    turns, which costs nothing.
+    """
+    if len(calls) == 1:
+        calls[0]()
+        return
+    with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:
+        for done in [pool.submit(call) for call in calls]:
+            done.result()
+
+
+def _width(runs: list[Replication], measure: str) -> float:
+    estimate = measured(batches_of(runs, measure), measure)
+    return math.inf if estimate is None else estimate.relative_width
