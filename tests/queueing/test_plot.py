@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from molva.queueing import Model, NoAnalysisError, ParameterError, analyse, course
-from molva.queueing.plot import Chart, Plot, at_load
+from molva.queueing import Model, NoAnalysisError, ParameterError, analyse, course, simulate
+from molva.queueing.plot import Chart, Plot, Point, at_load
 
 DAY = "sin(level=8/h,amplitude=4/h,period=24h)/M(1h)/10/20"
 
@@ -31,11 +31,14 @@ def test_a_load_curve_goes_through_the_present_model() -> None:
     times, shares = chart(plot, "time against load"), chart(plot, "shares against load")
 
     assert times.y_label == "time, s"
-    assert times.points == ((80.0, state.mean_wait), (80.0, state.mean_time_in_system))
+    wait, stay = state.mean_wait, state.mean_time_in_system
+    assert wait is not None
+    assert stay is not None
+    assert times.points == (Point(80.0, wait), Point(80.0, stay))
     assert value(times, "mean wait", 80.0) == state.mean_wait
-    assert [x for x, _ in shares.points] == [80.0, 80.0]
-    assert shares.points[0][1] == pytest.approx(100 * (state.utilisation or 0))
-    assert shares.points[1][1] == pytest.approx(100 * (state.loss_probability or 0))
+    assert [point.x for point in shares.points] == [80.0, 80.0]
+    assert shares.points[0].y == pytest.approx(100 * (state.utilisation or 0))
+    assert shares.points[1].y == pytest.approx(100 * (state.loss_probability or 0))
 
 
 def test_other_points_of_a_load_curve_are_the_model_under_that_load() -> None:
@@ -135,6 +138,10 @@ def test_a_day_is_that_of_the_forward_equations() -> None:
     assert jobs.lines[0].ys[:-1] == hours.mean_in_system
     assert jobs.lines[1].ys[24] == pytest.approx(12)  # 12/h at six o'clock, an hour each
     assert jobs.lines[2].ys == (10, 10)
+    waiting = [y for y in jobs.lines[3].ys[:-1] if y is not None]
+    # The mean over the day is known from the probabilities of all states.
+    assert sum(waiting) / 96 == pytest.approx(analyse(model).mean_waiting, rel=1e-6)
+    assert all(0 <= w <= n for w, n in zip(waiting, hours.mean_in_system, strict=True))
     assert refused.lines[0].ys[36] == pytest.approx(100 * hours.loss_probability[36])
     assert refused.lines[1].ys[0] == pytest.approx(2.42, abs=0.005)
     assert refused.lines[2].ys[0] == pytest.approx(0.095, abs=0.0005)
@@ -143,6 +150,56 @@ def test_a_day_is_that_of_the_forward_equations() -> None:
 def test_what_has_no_analysis_has_no_charts() -> None:
     with pytest.raises(NoAnalysisError):
         Plot.of("sin(level=8/h,amplitude=U(1/h,4/h),period=24h)/M(1h)/10/20")
+
+
+# What was simulated.
+
+
+def test_a_simulated_point_stands_with_its_interval_on_the_line_of_the_analysis() -> None:
+    result = simulate("M(8/s)/M(200ms)/2/10", jobs=20_000, seed=3)
+    plot = Plot.of(result)
+    times = chart(plot, "time against load (lines: closed form)")
+    state = analyse("M(8/s)/M(200ms)/2/10")
+
+    assert plot.title.endswith("simulation, 95 % interval")
+    assert result.mean_wait is not None
+    point = times.points[0]
+    assert (point.x, point.y) == (80.0, result.mean_wait.value)
+    assert point.interval == (result.mean_wait.low, result.mean_wait.high)
+    assert value(times, "mean wait", 80.0) == state.mean_wait
+
+
+def test_a_simulated_distribution_has_its_band_and_the_analysis_beside_it() -> None:
+    result = simulate("M(8/s)/M(200ms)/2/10", jobs=20_000, seed=3)
+    spread = chart(Plot.of(result), "how long jobs wait and stay")
+
+    assert [line.name for line in spread.lines] == [
+        *["wait longer", "stay longer"],
+        *["wait longer, by analysis", "stay longer, by analysis"],
+    ]
+    simulated = spread.lines[0]
+    assert result.wait is not None
+    assert simulated.band is not None
+    tail = result.wait.tail(simulated.xs[20])
+    assert simulated.ys[20] == pytest.approx(100 * tail.value)
+    assert simulated.band[20] == pytest.approx((100 * tail.low, 100 * tail.high))
+    assert spread.lines[2].band is None
+
+
+def test_what_no_analysis_knows_has_the_charts_of_the_simulation() -> None:
+    plot = Plot.of(simulate("M(8/s)/M(200ms)/2/10/priority(3,7)", jobs=5000))
+
+    assert [each.title for each in plot.charts] == ["how long jobs wait and stay"]
+
+
+def test_a_simulated_picture_has_bars_and_bands(tmp_path: Path) -> None:
+    plot = Plot.of(simulate("M(8/s)/M(200ms)/2/10", jobs=5000))
+    plot.save(tmp_path / "plot.svg")
+
+    ids = [each.get("id") or "" for each in ElementTree.parse(tmp_path / "plot.svg").iter()]
+
+    assert sum(each.startswith("LineCollection") for each in ids) == 4  # bars of intervals
+    assert sum(each.startswith("FillBetween") for each in ids) == 2
 
 
 # Drawings.

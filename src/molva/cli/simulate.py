@@ -4,13 +4,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from molva.cli.exits import USAGE, fail
 from molva.cli.figures import PERCENTILES, number_text, share_text, time_text
-from molva.cli.options import json_option
+from molva.cli.options import json_option, plot_option
 
 if TYPE_CHECKING:
     from molva.queueing import Estimate, Simulation
@@ -42,6 +43,7 @@ _STEPS: Final = 100
 @click.option("--replications", type=int, default=4, show_default=True, help="Independent runs.")
 @click.option("--warm-up", type=int, help="Arrivals not counted.  [default: ten relaxation times]")
 @click.option("--kendall", is_flag=True, help="Read A/B/c/K: K counts everybody in the system.")
+@plot_option
 @json_option
 def simulate(
     spec: str,
@@ -53,6 +55,7 @@ def simulate(
     replications: int,
     warm_up: int | None,
     kendall: bool,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Simulate SPEC, as 'E2(2/s)/LN(mean=1s,scv=1.5)/2/5'; every number has its interval.
@@ -77,6 +80,10 @@ def simulate(
                 warm_up=warm_up,
                 progress=progress,
             )
+        if plot is not None:
+            from molva.queueing.plot import Plot
+
+            Plot.of(result).save(plot)
     except ModelError as error:
         fail(USAGE, str(error))
     text = json.dumps(_document(result), ensure_ascii=False) if as_json else _table(result)

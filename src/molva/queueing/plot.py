@@ -1,18 +1,18 @@
-"""Charts of a steady state: what load does to it, how long jobs wait, how a day goes.
+"""Charts of a result: what load does to it, how long jobs wait, how a day goes.
 
-``Plot.of(state)`` chooses which charts say something about the model, and computes their
-lines by ``analyse``; ``drawing/`` draws them. Every line carries its numbers, so they can be
-read without any picture.
+``Plot.of(result)`` chooses which charts say something about the model, and computes their
+lines by ``analyse``; what was simulated stands beside them with its intervals. ``drawing/``
+draws them. Every line carries its numbers, so they can be read without any picture.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Final, final
 
-from molva.queueing.analytic import analyse, course
+from molva.queueing.analytic import Course, analyse, course
 from molva.queueing.distributions import (
     Deterministic,
     Distribution,
@@ -28,8 +28,9 @@ from molva.queueing.drawing.scale import TimeScale
 from molva.queueing.errors import ModelError, NoAnalysisError, ParameterError
 from molva.queueing.model import Model, Recorded, Renewal, Sinusoid
 from molva.queueing.result import Multiset, SteadyState, TimeLaw
+from molva.queueing.simulate.estimate import Estimate, SampledLaw, Simulation
 
-__all__ = ["Chart", "Line", "Plot", "at_load"]
+__all__ = ["Chart", "Line", "Plot", "Point", "at_load"]
 
 # Steps of the offered load up to that of all servers. A curve ends below it where all can wait,
 # and at twice as much where the rest is refused. What takes a third of a second a point is
@@ -39,6 +40,9 @@ _COARSE_STEPS: Final = 20
 _SLOW_STEPS: Final = 10
 _SLOW: Final = frozenset({"periodic", "embedded-chain"})
 _COARSE: Final = frozenset({"bulk", "schedule", "crommelin"})
+
+# The method of a steady state that was simulated: no curve is drawn of such.
+_SIMULATION: Final = "simulation"
 
 # Points of a distribution, and the share of jobs at which its picture ends.
 _TAIL_POINTS: Final = 60
@@ -65,12 +69,30 @@ class Line:
         xs: In the unit of the chart, ascending.
         ys: The same; None where it is not defined.
         steps: Whether a value holds until the next one, as that of finitely many values.
+        band: Of a simulated line, the interval of each value, as (low, high).
     """
 
     name: str
     xs: tuple[float, ...]
     ys: tuple[float | None, ...]
     steps: bool = False
+    band: tuple[tuple[float, float], ...] | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where the model lies on a line.
+
+    Attributes:
+        x: In the unit of the chart.
+        y: The same.
+        interval: Of a simulated value, from low to high.
+    """
+
+    x: float
+    y: float
+    interval: tuple[float, float] | None = None
 
 
 @final
@@ -83,7 +105,7 @@ class Chart:
         x_label: With its unit.
         y_label: With its unit.
         lines: At least one.
-        points: The present model: where it lies on the lines, as (x, y).
+        points: The present model, on each line where it lies on one.
         x_marks: Where the axis has marks; None for a choice by whoever draws.
         logarithmic: Whether the upward axis is.
         least: Where the upward axis begins.
@@ -93,7 +115,7 @@ class Chart:
     x_label: str
     y_label: str
     lines: tuple[Line, ...]
-    points: tuple[tuple[float, float], ...] = ()
+    points: tuple[Point, ...] = ()
     x_marks: tuple[float, ...] | None = None
     logarithmic: bool = False
     least: float = 0.0
@@ -105,7 +127,7 @@ class Chart:
         A curve that rises without bound is cut, or the present point would lie on the axis.
         """
         most = max((y for line in self.lines for y in line.ys if y is not None), default=1.0)
-        present = max((y for _, y in self.points), default=0.0)
+        present = max((point.y for point in self.points), default=0.0)
         if present > 0:
             most = min(most, max(_MOST_ABOVE * present, most / 5))
         return most if most > 0 else 1.0
@@ -130,22 +152,31 @@ class Plot:
     charts: tuple[Chart, ...]
 
     @classmethod
-    def of(cls, state: SteadyState | Model | str) -> "Plot":
-        """Return the charts that say something about ``state``.
+    def of(cls, result: SteadyState | Simulation | Model | str) -> "Plot":
+        """Return the charts that say something about ``result``.
+
+        Args:
+            result: What was computed or simulated; of a model, what ``analyse`` says.
 
         Raises:
-            ModelError: The model cannot be analysed; see ``analyse``.
+            ModelError: A model that cannot be analysed; or nothing of it can be drawn.
 
         Example:
             >>> [chart.title for chart in Plot.of("M(8/s)/M(200ms)/2/10").charts]
             ['time against load', 'shares against load', 'how long jobs wait and stay']
         """
-        if not isinstance(state, SteadyState):
-            state = analyse(state)
-        charts = [*_against_load(state), *_spread(state), *_period(state)]
+        if isinstance(result, Model | str):
+            result = analyse(result)
+        state = _analysed(result)
+        charts: list[Chart] = []
+        if state is not None:
+            charts += _against_load(state, result)
+        charts += _spread(state, result)
+        if state is not None:
+            charts += _period(state)
         if not charts:
-            raise NoAnalysisError(f"there is nothing to draw of {state.model}")
-        return cls(f"{state.model}, {state.road}", tuple(charts))
+            raise NoAnalysisError(f"there is nothing to draw of {result.model}")
+        return cls(f"{result.model}, {result.road}", tuple(charts))
 
     def text(self, width: int = 80) -> str:
         """Return the drawing for a terminal of ``width`` columns, lines without ends."""
@@ -211,8 +242,18 @@ def _stretched(law: Distribution, factor: Fraction) -> Distribution:
     raise NoAnalysisError(f"the times of {law} cannot be stretched")
 
 
-def _against_load(state: SteadyState) -> list[Chart]:
-    """Return how times, and shares, change with the load, the present one marked."""
+def _analysed(result: SteadyState | Simulation) -> SteadyState | None:
+    """Return the analysis beside which a simulation is drawn, None where there is none."""
+    if isinstance(result, SteadyState) and result.method != _SIMULATION:
+        return result
+    try:
+        return analyse(result.model)
+    except ModelError:
+        return None
+
+
+def _against_load(state: SteadyState, result: SteadyState | Simulation) -> list[Chart]:
+    """Return how times, and shares, change with the load; ``result`` is marked."""
     model, n = state.model, state.model.servers
     if n is None:
         return []
@@ -222,9 +263,12 @@ def _against_load(state: SteadyState) -> list[Chart]:
         steps = _SLOW_STEPS if state.method in _SLOW else _COARSE_STEPS
     last = steps - 1 if model.waiting is None else 2 * steps
     loads = sorted({Fraction(step, steps) for step in range(1, last + 1)} | {present})
-    states = [state if load == present else _state_at(model, load * n) for load in loads]
+    states = [
+        state if load == present else _state_at(model, load * n, state.method) for load in loads
+    ]
     xs = tuple(100 * float(load) for load in loads)
     x_label = "offered load, % of all servers"
+    lines_by = "" if state is result else f" (lines: {state.road})"
     here = 100 * float(present)
 
     times = _lines(_TIMES, xs, states)
@@ -232,39 +276,29 @@ def _against_load(state: SteadyState) -> list[Chart]:
     if any(line.name == "mean wait" and any(line.ys) for line in times):
         size, unit, _ = _time_axis(max(y for line in times for y in line.ys if y is not None))
         lines = tuple(_scaled(line, 1 / size) for line in times)
-        marks = _present(_TIMES, here, state, 1 / size)
-        charts.append(Chart("time against load", x_label, f"time, {unit}", lines, marks))
+        marks = _present(_TIMES, here, result, 1 / size)
+        charts.append(Chart(f"time against load{lines_by}", x_label, f"time, {unit}", lines, marks))
 
     shares = _SHARES_WAITING if model.waiting is None else _SHARES_BOUNDED
     lines = tuple(_scaled(line, 100) for line in _lines(shares, xs, states))
-    marks = _present(shares, here, state, 100)
-    charts.append(Chart("shares against load", x_label, "share, %", lines, marks))
+    marks = _present(shares, here, result, 100)
+    charts.append(Chart(f"shares against load{lines_by}", x_label, "share, %", lines, marks))
     return charts
 
 
-# What a line of a load curve shows.
-_Quantity = Callable[[SteadyState], float | None]
-_TIMES: Final[dict[str, _Quantity]] = {
-    "mean wait": lambda state: state.mean_wait,
-    "mean time in system": lambda state: state.mean_time_in_system,
-}
-_SHARES_WAITING: Final[dict[str, _Quantity]] = {
-    "servers busy": lambda state: state.utilisation,
-    "wait at all": lambda state: state.probability_of_waiting,
-}
-_SHARES_BOUNDED: Final[dict[str, _Quantity]] = {
-    "servers busy": lambda state: state.utilisation,
-    "refused": lambda state: state.loss_probability,
-}
+# What a line of a load curve shows, by the name of the attribute.
+_TIMES: Final = {"mean wait": "mean_wait", "mean time in system": "mean_time_in_system"}
+_SHARES_WAITING: Final = {"servers busy": "utilisation", "wait at all": "probability_of_waiting"}
+_SHARES_BOUNDED: Final = {"servers busy": "utilisation", "refused": "loss_probability"}
 
 
 def _lines(
-    quantities: dict[str, _Quantity], xs: tuple[float, ...], states: Sequence[SteadyState | None]
+    quantities: dict[str, str], xs: tuple[float, ...], states: Sequence[SteadyState | None]
 ) -> list[Line]:
     """Return a line for each quantity that is defined somewhere."""
     lines = (
-        Line(name, xs, tuple(None if state is None else value(state) for state in states))
-        for name, value in quantities.items()
+        Line(name, xs, tuple(None if state is None else getattr(state, of) for state in states))
+        for name, of in quantities.items()
     )
     return [line for line in lines if any(y is not None for y in line.ys)]
 
@@ -275,16 +309,24 @@ def _scaled(line: Line, factor: float) -> Line:
 
 
 def _present(
-    quantities: dict[str, _Quantity], x: float, state: SteadyState, factor: float
-) -> tuple[tuple[float, float], ...]:
-    ys = (value(state) for value in quantities.values())
-    return tuple((x, factor * y) for y in ys if y is not None)
+    quantities: dict[str, str], x: float, result: SteadyState | Simulation, factor: float
+) -> tuple[Point, ...]:
+    """Return where ``result`` lies, for each quantity that it has."""
+    points = []
+    for of in quantities.values():
+        value: float | Estimate | None = getattr(result, of)
+        if isinstance(value, Estimate):
+            interval = (factor * value.low, factor * value.high)
+            points.append(Point(x, factor * value.value, interval))
+        elif value is not None:
+            points.append(Point(x, factor * value))
+    return tuple(points)
 
 
-def _state_at(model: Model, load: Fraction) -> SteadyState | None:
+def _state_at(model: Model, load: Fraction, method: str) -> SteadyState | None:
     """Return the state under ``load``, None where there is none or nothing computes it."""
     try:
-        return analyse(at_load(model, load))
+        return analyse(at_load(model, load), method=method)
     except ModelError:
         return None
 
@@ -299,21 +341,30 @@ def _time_axis(end: float, marks: int = 2) -> tuple[float, str, tuple[float, ...
 # How long jobs wait and stay.
 
 
-def _spread(state: SteadyState) -> list[Chart]:
+def _spread(state: SteadyState | None, result: SteadyState | Simulation) -> list[Chart]:
     """Return the shares of jobs that wait, and stay, longer than t."""
-    laws = [("wait longer", state.wait), ("stay longer", state.time_in_system)]
+    values = result.steady_state() if isinstance(result, Simulation) else result
+    laws = [("wait longer", values.wait), ("stay longer", values.time_in_system)]
+    if state is not None and state is not result:
+        laws += [
+            ("wait longer, by analysis", state.wait),
+            ("stay longer, by analysis", state.time_in_system),
+        ]
     known = [(name, law) for name, law in laws if law is not None]
-    ends = [law.percentile(_TAIL_END) for _, law in known]
-    if not known or max(ends) <= 0:
+    end = 1.05 * max((law.percentile(_TAIL_END) for _, law in known), default=0.0)
+    if end <= 0:
         return []
-    end = 1.05 * max(ends)
     size, unit, marks = _time_axis(end, _TIME_MARKS)
+    lines = [_tail(name, law, end, size) for name, law in known]
+    if isinstance(result, Simulation):
+        bands = {"wait longer": result.wait, "stay longer": result.time_in_system}
+        lines = [_with_band(line, bands.get(line.name), size) for line in lines]
     return [
         Chart(
             "how long jobs wait and stay",
             f"t, {unit}",
             "jobs longer than t, %",
-            tuple(_tail(name, law, end, size) for name, law in known),
+            tuple(lines),
             x_marks=marks,
             logarithmic=True,
             least=100 * (1 - _TAIL_END),
@@ -329,6 +380,14 @@ def _tail(name: str, law: TimeLaw, end: float, size: float) -> Line:
         times = [end * index / _TAIL_POINTS for index in range(_TAIL_POINTS + 1)]
     ys = tuple(100 * law.tail(t) for t in times)
     return Line(name, tuple(t / size for t in times), ys, steps=isinstance(law, Multiset))
+
+
+def _with_band(line: Line, law: SampledLaw | None, size: float) -> Line:
+    if law is None:
+        return line
+    tails = [law.tail(x * size) for x in line.xs]
+    band = tuple((100 * tail.low, 100 * tail.high) for tail in tails)
+    return dataclasses.replace(line, band=band)
 
 
 # How a day goes.
@@ -355,10 +414,10 @@ def _period(state: SteadyState) -> list[Chart]:
 
     jobs = [
         line("in the system", day.mean_in_system),
-        line("brought by arrivals", day.arrival_rate, service),
+        line("offered load", day.arrival_rate, service),
     ]
     if model.servers is not None:
-        jobs.append(level("servers", model.servers))
+        jobs += [level("servers", model.servers), line("waiting", _waiting(day, period, service))]
     charts = [Chart("jobs in the course of a period", x_label, "jobs", tuple(jobs), x_marks=marks)]
     if model.servers is not None and state.loss_probability:
         refused = [
@@ -371,6 +430,24 @@ def _period(state: SteadyState) -> list[Chart]:
         title = "refusals in the course of a period"
         charts.append(Chart(title, x_label, "arrivals, %", tuple(refused), x_marks=marks))
     return charts
+
+
+def _waiting(day: Course, period: float, service: float) -> list[float]:
+    """Return how many wait at each time of ``day``: those in the system but not on a server.
+
+    What comes and is admitted, less what the system holds more, is what servers complete; and
+    each busy server completes 1/service a second. The change of a smooth periodic function is
+    that of its Fourier sum.
+    """
+    import numpy
+
+    present = numpy.array(day.mean_in_system)
+    turns = 2j * numpy.pi * numpy.fft.rfftfreq(present.size, period / present.size)
+    change = numpy.fft.irfft(turns * numpy.fft.rfft(present), present.size)
+    admitted = numpy.array(day.arrival_rate) * (1 - numpy.array(day.loss_probability))
+    busy = (admitted - change) * service
+    waiting: list[float] = numpy.maximum(present - busy, 0.0).tolist()
+    return waiting
 
 
 def _at_mean_rate(model: Model) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from molva.queueing.drawing import colours
 from molva.queueing.drawing.files import new_figure
-from molva.queueing.plot import Chart, Plot
+from molva.queueing.plot import Chart, Plot, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +32,7 @@ _LOOKS: Final = (
     (colours.BUSY[0], "-", 2.0),
     (colours.SECOND, "--", 2.0),
     (colours.INK, ":", 1.8),
+    ("#777777", "-.", 1.8),
 )
 
 # Where the upward axis ends, as a multiple of the highest value: a line at 100 % is seen whole.
@@ -61,9 +62,11 @@ def _draw(axes: "Axes", chart: Chart) -> None:
             label=line.name,
         )
         drawn.set_gid(line.name.replace(" ", "-"))
-    for x, y in chart.points:
-        [mark] = axes.plot([x], [y], marker="o", markersize=7, color=colours.MARK, clip_on=False)
-        mark.set_gid("present")
+        if line.band is not None:
+            low, high = zip(*line.band, strict=True)
+            axes.fill_between(line.xs, low, high, color=colour, alpha=0.2, linewidth=0)
+    for point in chart.points:
+        _mark(axes, point)
     if chart.points:
         axes.plot([], [], marker="o", linestyle="none", color=colours.MARK, label="this model")
     axes.set_title(chart.title)
@@ -84,6 +87,24 @@ def _draw(axes: "Axes", chart: Chart) -> None:
         fontsize=9,
         handlelength=2.6,
     )
+
+
+def _mark(axes: "Axes", point: Point) -> None:
+    """Mark the model, and the interval of a simulated value by a bar with ends."""
+    [mark] = axes.plot(
+        [point.x], [point.y], marker="o", markersize=6, color=colours.MARK, clip_on=False
+    )
+    mark.set_gid("present")
+    if point.interval is not None:
+        low, high = point.interval
+        axes.errorbar(
+            [point.x],
+            [point.y],
+            yerr=[[max(point.y - low, 0.0)], [max(high - point.y, 0.0)]],
+            color=colours.MARK,
+            capsize=6,
+            linestyle="none",
+        )
 
 
 def _limit(axes: "Axes", chart: Chart) -> None:

@@ -16,7 +16,7 @@ from molva.queueing.plot import Chart, Line, Plot
 
 __all__ = ["drawn"]
 
-_SIGNS: Final = "•+·"
+_SIGNS: Final = "•+·-"
 _PRESENT: Final = "◆"
 
 # Rows of a chart, and columns left of its axis.
@@ -43,10 +43,10 @@ def _chart(chart: Chart, width: int) -> str:
             row = None if y is None else _row(chart, y)
             if row is not None:
                 grid[row][column] = sign
-    for x, y in chart.points:
-        row = _row(chart, y)
+    for point in chart.points:
+        row = _row(chart, point.y)
         if row is not None:
-            grid[row][round(x / chart.width * (columns - 1))] = _PRESENT
+            grid[row][round(point.x / chart.width * (columns - 1))] = _PRESENT
     marks = {_row(chart, y): text for y, text in _y_marks(chart)}
     lines = [
         f"{marks.get(row, ''):>{_MARGIN - 1}} {'┤' if row in marks else '│'}{''.join(cells)}"

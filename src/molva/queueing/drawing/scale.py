@@ -8,9 +8,10 @@ from typing import Final, final
 
 __all__ = ["TimeScale", "common_tick"]
 
-# Units of an axis, from the largest. Days are read better as hours up to two of them.
+# Units of an axis, from the largest: name, seconds, and the length from which it is taken. Few
+# days are read better as hours, and few minutes as seconds.
 _UNITS: Final = (
-    ("d", Fraction(86400), Fraction(2 * 86400)),
+    ("d", Fraction(86400), Fraction(5 * 86400)),
     ("h", Fraction(3600), Fraction(3600)),
     ("min", Fraction(60), Fraction(120)),
     ("s", Fraction(1), Fraction(1)),

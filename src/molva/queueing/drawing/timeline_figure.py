@@ -37,10 +37,11 @@ _TALL: Final = 2.5
 _DIGITS: Final = 88
 
 # Letters of a line of the title.
-_TITLE: Final = 90
+_TITLE: Final = 85
 
-# Marks of one row beyond which they are thinner, because they touch.
+# Instants of one row beyond which each is a stroke, so many points wide: other marks touch.
 _MANY: Final = 60
+_THIN: Final = 0.5
 
 
 def drawn(timeline: Timeline) -> "Figure":
@@ -94,8 +95,8 @@ def _middles(rows: list[str]) -> dict[str, float]:
 
 def _prepare(axes: "Axes", timeline: Timeline, middles: dict[str, float]) -> None:
     scale = TimeScale.between(timeline.begin, timeline.end, 11)
-    title = textwrap.fill(f"{timeline.model}, {timeline.road}", _TITLE)
-    axes.set_title(f"{title}\n{summary(timeline)}", linespacing=1.5)
+    title = textwrap.fill(str(timeline.model), _TITLE)
+    axes.set_title(f"{title}\n{timeline.road}: {summary(timeline)}", linespacing=1.5)
     axes.set_xlim(float(timeline.begin), float(timeline.end))
     axes.set_ylim(min(middles.values()) - 0.8, 0.8)
     axes.set_yticks(list(middles.values()), list(middles))
@@ -121,9 +122,9 @@ class _Pen:
         [line] = self.axes.plot(
             [float(at) for at in counted],
             [y] * len(counted),
-            marker=marker,
-            markersize=4.0 if many else 7.0,
-            markeredgewidth=1.8 if marker == "x" else 0.8,
+            marker="|" if many else marker,
+            markersize=10.0 if many else 7.0,
+            markeredgewidth=_THIN if many else 1.8 if marker == "x" else 0.8,
             color=colour,
             linestyle="none",
             clip_on=False,
