@@ -29,9 +29,10 @@ __all__ = ["ENGINES", "Plan", "Progress", "plan_of", "simulated"]
 # Called with the share of a run that is done, from 0 to 1.
 Progress = Callable[[float], None]
 
-# Cells of each replication: of a run with a fixed number of jobs, and of the first stage of
-# one with a wanted precision. Numbers with many divisors, because cells are joined to batches.
-_CELLS: Final = 24
+# Cells of each replication: of a run with a fixed number of jobs, fewer where it is short, and
+# of the first stage of one with a wanted precision. Numbers with many divisors, because cells
+# are joined to batches.
+_CELLS: Final = (24, 16, 12, 8, 6, 4, 2)
 _FIRST_CELLS: Final = 16
 
 # By what a run grows when it is not yet precise enough. Less, and it stops by chance more often
@@ -86,6 +87,8 @@ def simulated(
 ) -> Simulation:
     """Return the simulation of ``model``; see ``molva.queueing.simulate``."""
     _check(model, jobs, precision, of, replications, warm_up, engine)
+    if seed < 0:
+        raise ParameterError(f"a seed is at least 0, not {seed}")
     began = time.monotonic()
     clock = clock_of(model)
     wanted = jobs if jobs is not None else most_jobs
@@ -148,7 +151,7 @@ def plan_of(
                 f"the run is short for this load, so the intervals may be too narrow: "
                 f"{need:.1g} jobs would do"
             )
-    cells = max(2, min(_CELLS, int(each - left_out)))
+    cells = next((number for number in _CELLS if number <= each - left_out), 2)
     cell = max(1, math.ceil((each - left_out) / cells))
     return Plan(left_out, cell, cells, tuple(notes))
 

@@ -20,7 +20,7 @@ from molva.queueing.simulate.intervals import (
     pseudo_values,
 )
 from molva.queueing.simulate.replication import Replication
-from molva.queueing.simulate.tally import Sum, bin_edges, least_bin
+from molva.queueing.simulate.tally import BINS, Sum, bin_edges, least_bin
 from molva.queueing.simulate.units import Clock
 
 __all__ = ["MEASURES", "batches_of", "measured", "summarised"]
@@ -167,14 +167,13 @@ def _batches_each(runs: list[Replication], quantity: Quantity) -> int:
     most = max(_BATCHES / len(runs), 1.0)
     least = min(_LEAST_BATCHES / len(runs), float(cells))
     fitting = [number for number in choices if number <= most * 1.5] or choices[-1:]
+    chosen = fitting[0]
     for number in fitting:
         if number < least:
             break
         chosen = number
         if _correlation(runs, number, quantity) <= _MOST_CORRELATED:
             break
-    else:
-        return chosen
     return chosen
 
 
@@ -194,15 +193,13 @@ def _joined(runs: list[Replication], each: int) -> Floats:
 
 
 def _law(runs: list[Replication], each: int, which: str, model: Model, clock: Clock) -> Histogram:
-    counts = [
-        np.stack([getattr(cell, which) for cell in run.cells]).reshape(
-            each, len(run.cells) // each, -1
-        )
-        for run in runs
-    ]
+    counts = np.zeros((len(runs) * each, BINS), np.int64)
+    for number, run in enumerate(runs):
+        size = len(run.cells) // each
+        for at, cell in enumerate(run.cells):
+            counts[number * each + at // size] += getattr(cell, which)
     edges = bin_edges(least_bin(clock.units(model.service.mean)))
-    together = np.concatenate([count.sum(axis=1) for count in counts])
-    return Histogram(together, edges, float(clock.unit), is_exact=clock.is_exact)
+    return Histogram(counts, edges, float(clock.unit), is_exact=clock.is_exact)
 
 
 def _classes(model: Model, sums: Floats, unit: float) -> tuple[ClassOfJobs, ...]:
