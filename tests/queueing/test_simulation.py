@@ -3,9 +3,12 @@
 import hashlib
 import json
 import math
+import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -289,6 +292,25 @@ class TestStopping:
 
         assert result.loss_probability.relative_width <= 0.01
 
+    def test_what_was_never_seen_is_not_precise(self) -> None:
+        result = simulate("M(1/s)/M(1s)/40", precision=0.1, most_jobs=200_000)
+
+        assert result.reached is False
+        assert "loss_probability is not known" in result.notes[-1]
+
+    def test_a_schedule_that_refuses_nobody_is_known_at_once(self) -> None:
+        assert simulate("D(1s)/D(1s)/1", precision=0.01).reached is True
+
+    def test_a_run_that_is_interrupted_ends_at_once(self) -> None:
+        simulate("M(0.5/s)/M(1s)/1/inf", jobs=10_000, engine="compiled")
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            simulate("M(0.5/s)/M(1s)/1/inf", jobs=10_000_000_000)
+
+        assert time.monotonic() - started < 10
+
     def test_a_run_that_gives_up_says_how_precise_it_is(self) -> None:
         result = simulate("M(0.99/s)/M(1s)/1/inf", precision=0.0001, most_jobs=3_000_000)
 
@@ -379,11 +401,12 @@ class TestCorners:
             ({"warm_up": 1_000_000}, "shorter than its run"),
             ({"engine": "fast"}, "auto, compiled, plain"),
             ({"seed": -1}, "a seed is at least 0"),
+            ({"spec": "1000*D(1s)/M(1s)/1/2", "jobs": 400}, "play more jobs"),
         ],
     )
     def test_a_wrong_argument_is_one_sentence(self, options: dict[str, Any], words: str) -> None:
         with pytest.raises(ParameterError) as caught:
-            simulate("M(1/s)/M(1s)/1/2", **options)
+            simulate(options.pop("spec", "M(1/s)/M(1s)/1/2"), **options)
 
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -419,6 +442,14 @@ def test_averages_mislead_in_a_simulation_too() -> None:
     result = simulate(day, jobs=1_000_000, engine="compiled")
 
     assert abs(z_of(result.loss_probability, 0.0242065603, result)) < 5
+
+
+def test_a_period_of_many_jobs_is_cut_into_slices_without_a_seam() -> None:
+    spec = "sin(level=10/s,amplitude=9/s,period=2500s,phase=1)/M(1s)/10/5"
+    result = simulate(spec, jobs=2_000_000, seed=6, engine="compiled")
+
+    assert abs(z_of(result.loss_probability, analyse(spec).loss_probability or 0, result)) < 5
+    assert abs(z_of(result.mean_wait, analyse(spec).mean_wait or 0, result)) < 5
 
 
 def test_ten_times_the_jobs_take_no_more_memory() -> None:

@@ -98,18 +98,18 @@ def simulated(
     ]
     plan = plan_of(model, runs[0].jobs_each, jobs, replications, warm_up)
     report = progress or (lambda _: None)
-    _on_all_cores([lambda run=run: run.warm(plan.warm_up) for run in runs])  # type: ignore[misc]
+    _on_all_cores(runs, lambda run: run.warm(plan.warm_up))
     if precision is None:
         # All at once, unless somebody watches.
         for cells in range(1 if progress else plan.cells, plan.cells + 1):
             _extend(runs, cells, plan.cell_size)
             report(cells / plan.cells)
         return summarised(model, clock, seed, runs, None, plan.notes)
-    measure = of or ("mean_wait" if _can_wait(model) else "loss_probability")
+    measure = of or _usual_measure(model)
     cells = plan.cells
     while True:
         _extend(runs, cells, plan.cell_size)
-        width = _width(runs, measure)
+        width = _width(runs, measure, is_exact=clock.is_exact)
         spent = time.monotonic() - began
         played = sum(run.jobs for run in runs)
         reached = width <= precision
@@ -120,9 +120,10 @@ def simulated(
             notes = plan.notes
             if not reached:
                 limit = f"{most_seconds:g} s" if over_time else f"{most_jobs} jobs"
+                known = f"known to ±{width:.3g} of its value" if width < math.inf else "not known"
                 notes += (
-                    f"{measure} is known to ±{width:.3g} of its value, not to the ±{precision:g} "
-                    f"asked for: a longer run would exceed {limit}",
+                    f"{measure} is {known}, not to the ±{precision:g} asked for: a longer run "
+                    f"would exceed {limit}",
                 )
             return summarised(model, clock, seed, runs, reached, notes)
         here = len(runs[0].cells)
@@ -205,8 +206,10 @@ def _check_stable(model: Model) -> None:
         )
 
 
-def _can_wait(model: Model) -> bool:
-    return model.servers is not None and model.waiting != 0
+def _usual_measure(model: Model) -> str:
+    if model.servers is None:
+        return "mean_time_in_system"
+    return "loss_probability" if model.waiting == 0 else "mean_wait"
 
 
 def _compiled(engine: str, jobs: int) -> bool:
@@ -217,23 +220,32 @@ def _compiled(engine: str, jobs: int) -> bool:
 
 
 def _extend(runs: list[Replication], cells: int, cell_size: int) -> None:
-    _on_all_cores([lambda run=run: run.extend(cells, cell_size) for run in runs])  # type: ignore[misc]
+    _on_all_cores(runs, lambda run: run.extend(cells, cell_size))
 
 
-def _on_all_cores(calls: list[Callable[[], None]]) -> None:
-    """Make all ``calls``, as many at a time as there are cores.
+def _on_all_cores(runs: list[Replication], play: Callable[[Replication], None]) -> None:
+    """Let all replications ``play``, as many at a time as there are cores.
 
     Threads, because drawing and the compiled kernels hold no lock. In plain Python they take
     turns, which costs nothing.
     """
-    if len(calls) == 1:
-        calls[0]()
+    if len(runs) == 1:
+        play(runs[0])
         return
-    with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:
-        for done in [pool.submit(call) for call in calls]:
-            done.result()
+    with ThreadPoolExecutor(min(len(runs), os.cpu_count() or 1)) as pool:
+        try:
+            for done in [pool.submit(play, run) for run in runs]:
+                done.result()
+        except BaseException:
+            # Whoever is interrupted does not wait for a billion jobs.
+            for run in runs:
+                run.stopped = True
+            raise
 
 
-def _width(runs: list[Replication], measure: str) -> float:
+def _width(runs: list[Replication], measure: str, *, is_exact: bool) -> float:
     estimate = measured(batches_of(runs, measure), measure)
-    return math.inf if estimate is None else estimate.relative_width
+    # What has not been seen yet is not known, unless nothing is left to chance.
+    if estimate is None or (estimate.value == 0 and not is_exact):
+        return math.inf
+    return estimate.relative_width

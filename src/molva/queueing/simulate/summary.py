@@ -4,6 +4,7 @@ from typing import Final
 
 import numpy as np
 
+from molva.queueing.errors import ParameterError
 from molva.queueing.model import Model, Priority
 from molva.queueing.simulate.draws import Floats
 from molva.queueing.simulate.estimate import (
@@ -106,13 +107,11 @@ def summarised(
         )
     unit = float(clock.unit)
     servers = model.servers
-    loss = interval(sums, _LOSS)
-    assert loss is not None
+    loss = _must(interval(sums, _LOSS))
     if loss.value == 0 and model.waiting is not None and servers is not None:
         loss = Estimate(0.0, 0.0, min(1.0, _UNSEEN / float(sums[:, Sum.ARRIVED].sum())))
     some_left = float(sums[:, Sum.LEFT].sum()) > 0
-    throughput = interval(sums, _scaled(_served, 1 / unit))
-    assert throughput is not None
+    throughput = _must(interval(sums, _scaled(_served, 1 / unit)))
     return Simulation(
         model=model,
         seed=seed,
@@ -237,5 +236,6 @@ def _positive(estimate: Estimate | None) -> Estimate | None:
 
 
 def _must(estimate: Estimate | None) -> Estimate:
-    assert estimate is not None
+    if estimate is None:
+        raise ParameterError("the run is too short to say anything: play more jobs")
     return estimate
