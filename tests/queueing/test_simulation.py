@@ -318,6 +318,14 @@ class TestStopping:
         assert "not to the ±0.0001 asked for" in result.notes[-1]
         assert "3000000 jobs" in result.notes[-1]
 
+    def test_a_load_that_cannot_settle_in_time_is_not_called_precise(self) -> None:
+        started = time.monotonic()
+        result = simulate("M(0.999999/s)/M(1s)/1/inf", precision=0.9, most_seconds=1)
+
+        assert result.reached is False
+        assert "short for this load" in result.notes[0]
+        assert time.monotonic() - started < 30
+
     def test_time_runs_out_too(self) -> None:
         started = time.monotonic()
         result = simulate("M(0.99/s)/M(1s)/1/inf", precision=0.00001, most_seconds=0.5)

@@ -32,6 +32,7 @@ class Replication:
         cells: What was counted after the warm-up, in order.
         jobs: Arrivals played, those of the warm-up among them.
         warm_up: Arrivals of the warm-up.
+        compiled: Whether by the compiled kernels.
         stopped: Set from another thread to end the run within a chunk; it is then of no use.
     """
 
@@ -50,6 +51,7 @@ class Replication:
         self.warm_up = 0
         self.cell_size = 0
         self.stopped = False
+        self.compiled = compiled
 
     def warm(self, measure: int) -> None:
         """Play the beginning, and forget it."""

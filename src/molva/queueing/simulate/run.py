@@ -51,6 +51,12 @@ _MOST_WARM_UP: Final = 0.2
 # Jobs from which on loading the compiler is worth its half second.
 _JOBS_FOR_COMPILER: Final = 300_000
 
+# Jobs a second that are surely played, on any machine and of any model: so many a precise run
+# may begin with. More, and it exceeds its time before it can look; fewer, and runs give up that
+# would have ended.
+_SURELY: Final = 5_000_000
+_SURELY_PLAIN: Final = 100_000
+
 ENGINES: Final = ("auto", "compiled", "plain")
 
 
@@ -69,6 +75,10 @@ class Plan:
     cell_size: int
     cells: int
     notes: tuple[str, ...]
+
+    def jobs(self, replications: int, jobs_each: float) -> float:
+        """Return how many arrivals that is, with ``jobs_each`` in one unit of the measure."""
+        return (self.warm_up + self.cells * self.cell_size) * jobs_each * replications
 
 
 def simulated(
@@ -98,6 +108,13 @@ def simulated(
     ]
     plan = plan_of(model, runs[0].jobs_each, jobs, replications, warm_up)
     report = progress or (lambda _: None)
+    if precision is not None:
+        limit = min(most_jobs, most_seconds * (_SURELY if runs[0].compiled else _SURELY_PLAIN))
+        if plan.jobs(replications, runs[0].jobs_each) > limit:
+            # It cannot even be begun as it should; what can be played says so.
+            least = 100 * replications
+            jobs = max(least, int(limit))
+            plan = plan_of(model, runs[0].jobs_each, jobs, replications, warm_up)
     _on_all_cores(runs, lambda run: run.warm(plan.warm_up))
     if precision is None:
         # All at once, unless somebody watches.
@@ -112,22 +129,20 @@ def simulated(
         width = _width(runs, measure, is_exact=clock.is_exact)
         spent = time.monotonic() - began
         played = sum(run.jobs for run in runs)
-        reached = width <= precision
+        reached = width <= precision and not plan.notes
         report(1.0 if reached else min((precision / width) ** 2, 0.99))
         # The next stage takes half as long as all so far.
         over_time = spent * _GROWTH > most_seconds
-        if reached or over_time or played * _GROWTH > most_jobs:
+        if reached or plan.notes or over_time or played * _GROWTH > most_jobs:
             notes = plan.notes
             if not reached:
-                limit = f"{most_seconds:g} s" if over_time else f"{most_jobs} jobs"
                 known = f"known to ±{width:.3g} of its value" if width < math.inf else "not known"
                 notes += (
                     f"{measure} is {known}, not to the ±{precision:g} asked for: a longer run "
-                    f"would exceed {limit}",
+                    f"would exceed {most_seconds:g} s or {most_jobs} jobs",
                 )
             return summarised(model, clock, seed, runs, reached, notes)
-        here = len(runs[0].cells)
-        cells = math.ceil(here * _GROWTH / 2) * 2
+        cells = math.ceil(len(runs[0].cells) * _GROWTH / 2) * 2
 
 
 def plan_of(
