@@ -393,6 +393,13 @@ class TestCorners:
                 assert math.isfinite(found.value + found.low + found.high), name
                 assert found.low <= found.value <= found.high, name
 
+    def test_what_two_moments_leave_open_is_said(self) -> None:
+        result = simulate("G(mean=1s,scv=2)/M(1s)/2/3", jobs=2_000)
+
+        assert result.notes == (
+            "G was played as a gamma distribution; others with its moments differ",
+        )
+
     def test_a_million_servers_are_played(self) -> None:
         result = simulate("M(900000/s)/D(1s)/1000000", jobs=2_000_000, engine="compiled", warm_up=0)
 

@@ -4,8 +4,9 @@ from typing import Final
 
 import numpy as np
 
+from molva.queueing.distributions import General
 from molva.queueing.errors import ParameterError
-from molva.queueing.model import Model, Priority
+from molva.queueing.model import Model, Priority, Renewal
 from molva.queueing.simulate.draws import Floats
 from molva.queueing.simulate.estimate import (
     ClassOfJobs,
@@ -105,6 +106,8 @@ def summarised(
         notes += (
             "neighbouring batches are alike, so the intervals are too narrow: play more jobs",
         )
+    if _has_only_moments(model):
+        notes += ("G was played as a gamma distribution; others with its moments differ",)
     unit = float(clock.unit)
     servers = model.servers
     loss = _must(interval(sums, _LOSS))
@@ -154,6 +157,12 @@ def summarised(
             "probability_of_waiting": pseudo_values(sums, _WAITING),
         },
     )
+
+
+def _has_only_moments(model: Model) -> bool:
+    gap = model.arrivals.gap if isinstance(model.arrivals, Renewal) else None
+    laws = (gap, model.service, model.patience)
+    return any(isinstance(law, General) and law.scv > 0 for law in laws)
 
 
 def _batches_each(runs: list[Replication], quantity: Quantity) -> int:
