@@ -281,7 +281,7 @@ async def test_a_message_that_kills_its_consumers_becomes_a_dead_letter(
     topic = await h.topic(lanes=1)
     await (await h.subscription(max_attempts=3)).close()
     await topic.send_many(numbered(3))
-    for _ in range(3):
+    for _ in range(5):  # twice with anything, with a group, and twice alone
         holder = await (await start("hold", h.url("t", "s"))).ready()
         await _spoke(holder)
         await holder.kill()

@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Callable, Iterable
+from typing import Any
 from unittest import mock
 from zlib import crc32
 
@@ -21,7 +22,9 @@ from molva.messaging._lanes import LaneReader, LaneToken, Scan, Watermark, lane_
 from molva.messaging.driver import Outcome
 
 _LANES = 3
-_CAREFUL = 3  # messages, so that a lane is often trusted again
+# Messages, so few that a lane is often trusted again.
+_CAREFUL = 5
+_GROUP = 2
 
 
 class LaneReaderMachine(RuleBasedStateMachine):
@@ -29,10 +32,10 @@ class LaneReaderMachine(RuleBasedStateMachine):
 
     @initialize(
         max_open=st.integers(1, 6),
-        deaths=st.lists(st.integers(0, 3), min_size=_LANES, max_size=_LANES),
+        deaths=st.lists(st.integers(0, 4), min_size=_LANES, max_size=_LANES),
     )
     def begin(self, max_open: int, deaths: list[int]) -> None:
-        self.patch = mock.patch.object(_lanes, "CAREFUL_MESSAGES", _CAREFUL)
+        self.patch = mock.patch.multiple(_lanes, CAREFUL_MESSAGES=_CAREFUL, GROUP_MESSAGES=_GROUP)
         self.patch.start()
         self.max_open = max_open
         self.reader = LaneReader(max_open=max_open)
@@ -41,6 +44,7 @@ class LaneReaderMachine(RuleBasedStateMachine):
         self.deaths = dict(enumerate(deaths))  # on disk
         self.counted: set[int] = set()  # lanes whose deaths this ownership has raised
         self.careful: dict[int, int] = {}  # lane to messages that are still to settle
+        self.alone: set[int] = set()  # of them, those whose messages come alone
         self.unwritten: set[int] = set()  # careful lanes that settled since they were written
         self.now = 0.0
         self.handed: dict[int, LaneToken] = {}  # offset to what we hold of it
@@ -50,14 +54,16 @@ class LaneReaderMachine(RuleBasedStateMachine):
 
     def _own(self, lane: int) -> None:
         self.reader.own(self.disk[lane], deaths=self.deaths[lane])
-        if self.deaths[lane] >= 2:
+        if self.deaths[lane] >= 3:
+            self.careful[lane] = _GROUP
+            self.alone.add(lane)
+        elif self.deaths[lane] == 2:
             self.careful[lane] = _CAREFUL
 
     def _lose(self, lane: int) -> None:
         """Forget what the memory of a lane held; only what was written is known now."""
         self.counted.discard(lane)
-        self.careful.pop(lane, None)
-        self.unwritten.discard(lane)
+        self._trust(lane)
         for offset in [o for o in self.handed if self.log[o - 1] == lane]:
             self.stale.append(self.handed.pop(offset))
         for offset in [o for o in self.nacked if self.log[o - 1] == lane]:
@@ -66,9 +72,15 @@ class LaneReaderMachine(RuleBasedStateMachine):
             o for o in self.settled if self.log[o - 1] == lane and o > self.disk[lane].offset
         }
 
+    def _trust(self, lane: int) -> None:
+        self.careful.pop(lane, None)
+        self.alone.discard(lane)
+        self.unwritten.discard(lane)
+
     def _write(self, *, begin: Iterable[int] = (), let_go: Iterable[int] = ()) -> None:
         """Write as a driver does: watermarks, then what is let go of, then what begins."""
         marks, survived = self.reader.unwritten(), self.reader.survived(let_go)
+        begun = {lane: self.reader.next_deaths(lane) for lane in begin}
         for mark in marks:
             if mark.settled != self.disk[mark.lane].settled:
                 self.deaths[mark.lane] = 0
@@ -76,8 +88,10 @@ class LaneReaderMachine(RuleBasedStateMachine):
         for lane in survived:
             assert lane in self.counted
             self.deaths[lane] = 0
-        for lane in begin:
-            self.deaths[lane] += 1
+        for lane, deaths in begun.items():
+            least = 3 if lane in self.alone else 2 if lane in self.careful else 0
+            assert deaths == max(self.deaths[lane], least) + 1
+            self.deaths[lane] = deaths
             self.counted.add(lane)
         self.reader.written(marks)
         self.reader.counted(begin)
@@ -96,9 +110,8 @@ class LaneReaderMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 6))
     def read(self, limit: int) -> None:
-        limit = min(limit, self.reader.room)
-        self._read_on(self.reader.next_careful_scan, min(limit, 1))
-        self._read_on(self.reader.next_scan, min(limit, self.reader.room))
+        for next_scan, most in self.reader.ways:
+            self._read_on(next_scan, min(limit, self.reader.room, most))
 
     def _read_on(self, next_scan: Callable[[], Scan | None], limit: int) -> None:
         while limit > 0 and (scan := next_scan()) is not None:
@@ -112,9 +125,11 @@ class LaneReaderMachine(RuleBasedStateMachine):
             if uncounted := self.reader.uncounted(lane for _, lane in rows):
                 self._write(begin=uncounted)
                 continue
+            for lane in {lane for _, lane in rows} & self.careful.keys():
+                assert self._rests(lane), "before the last group was settled and written"
             for token in self.reader.deliver(scan, rows, end):
-                careful = token.lane in self.careful
-                self._handed(token, attempt=self.deaths[token.lane] if careful else 1)
+                alone = token.lane in self.alone
+                self._handed(token, attempt=self.deaths[token.lane] - 2 if alone else 1)
                 assert token.turn == 1
                 assert token.lane in self.counted
             limit -= len(rows)
@@ -126,8 +141,8 @@ class LaneReaderMachine(RuleBasedStateMachine):
         could = self._could_come_again()
         tokens = self.reader.due(self.now, limit)
 
-        careful = [o for o in could if self.log[o - 1] in self.careful]
-        most = len(could) - len(careful) + min(1, len(careful))
+        alone = [o for o in could if self.log[o - 1] in self.alone]
+        most = len(could) - len(alone) + min(1, len(alone))
         assert len(tokens) == min(limit, max(0, self.max_open - len(self.handed)), most)
         for token in tokens:
             _, attempt = self.nacked.pop(token.offset)
@@ -140,7 +155,7 @@ class LaneReaderMachine(RuleBasedStateMachine):
             for offset, (due, _) in self.nacked.items()
             if due <= self.now
             and self.log[offset - 1] not in self.leaving
-            and (self.log[offset - 1] not in self.careful or self._may_take_care())
+            and (self.log[offset - 1] not in self.alone or self._may_be_alone())
             and all(
                 self.nacked[other][0] <= self.now
                 for other in self.nacked
@@ -148,8 +163,14 @@ class LaneReaderMachine(RuleBasedStateMachine):
             )
         ]
 
-    def _may_take_care(self) -> bool:
-        return not self.unwritten and not any(self.log[o - 1] in self.careful for o in self.handed)
+    def _may_be_alone(self) -> bool:
+        return all(self._rests(lane) for lane in self.alone)
+
+    def _rests(self, lane: int) -> bool:
+        return lane not in self.unwritten and not self._of(lane, self.handed)
+
+    def _of(self, lane: int, offsets: Iterable[int]) -> list[int]:
+        return [offset for offset in offsets if self.log[offset - 1] == lane]
 
     @property
     def leaving(self) -> set[int]:
@@ -165,8 +186,10 @@ class LaneReaderMachine(RuleBasedStateMachine):
         ahead = [o for o in self.nacked if self.log[o - 1] == lane]
         assert all(o > offset for o in ahead), "overtook one that is to come again"
         assert lane not in self.leaving
+        if lane in self.alone:
+            assert self._may_be_alone(), "two at once, or one before the last was written"
         if lane in self.careful:
-            assert self._may_take_care(), "two at once, or one before the last was written"
+            assert len(self._of(lane, self.handed)) < _GROUP
         self.handed[offset] = token
 
     @precondition(lambda self: self.handed)
@@ -187,10 +210,16 @@ class LaneReaderMachine(RuleBasedStateMachine):
         if lane in self.careful:
             self.careful[lane] -= 1
             self.unwritten.add(lane)
-            if not self.careful[lane]:
-                del self.careful[lane]
-                self.unwritten.discard(lane)
-        assert self.reader.must_write == bool(self.unwritten)
+            if not self._under_way(lane):
+                self.counted.discard(lane)
+                if self.careful[lane] <= 0:
+                    self._trust(lane)
+                    self.counted.add(lane)
+        assert self.reader.must_write == any(not self._under_way(n) for n in self.unwritten)
+
+    def _under_way(self, lane: int) -> bool:
+        """Return whether anything of a lane is handed over, or is to come again."""
+        return bool(self._of(lane, self.handed) or self._of(lane, self.nacked))
 
     @precondition(lambda self: self.handed)
     @rule(data=st.data(), delay=st.sampled_from([0.0, 1.0, 5.0]), counts=st.booleans())
@@ -385,8 +414,9 @@ class _Disk:
         while True:
             if reader.must_write:
                 self._write(reader)
-            tokens = self._read(reader, reader.next_careful_scan, 1)
-            tokens += self._read(reader, reader.next_scan, batch)
+            tokens = []
+            for next_scan, most in reader.ways:
+                tokens += self._read(reader, next_scan, min(most, batch))
             if dies_at_once:
                 return False
             if not tokens and not reader.must_write:
@@ -405,28 +435,29 @@ class _Disk:
     def _read(
         self, reader: LaneReader, next_scan: Callable[[], Scan | None], limit: int
     ) -> list[LaneToken]:
-        scan = next_scan()
-        if scan is None:
-            return []
-        upto = len(self.log) if scan.upto is None else scan.upto
-        rows = [
-            (offset, self.log[offset - 1])
-            for offset in range(scan.after + 1, upto + 1)
-            if scan.lanes >> self.log[offset - 1] & 1
-        ][:limit]
-        uncounted = reader.uncounted(lane for _, lane in rows)
-        if uncounted:
-            self._write(reader, begin=uncounted)
-        return reader.deliver(scan, rows, rows[-1][0] if len(rows) == limit else upto)
+        while (scan := next_scan()) is not None:
+            upto = len(self.log) if scan.upto is None else scan.upto
+            rows = [
+                (offset, self.log[offset - 1])
+                for offset in range(scan.after + 1, upto + 1)
+                if scan.lanes >> self.log[offset - 1] & 1
+            ][:limit]
+            uncounted = reader.uncounted(lane for _, lane in rows)
+            if uncounted:
+                self._write(reader, begin=uncounted)
+            tokens = reader.deliver(scan, rows, rows[-1][0] if len(rows) == limit else upto)
+            if tokens or scan.upto is None:
+                return tokens
+        return []
 
     def _write(self, reader: LaneReader, begin: Iterable[int] = ()) -> None:
         marks = reader.unwritten()
+        begun = {lane: reader.next_deaths(lane) for lane in begin}
         for mark in marks:
             if mark.settled != self.marks[mark.lane].settled:
                 self.deaths[mark.lane] = 0
             self.marks[mark.lane] = mark
-        for lane in begin:
-            self.deaths[lane] += 1
+        self.deaths |= begun
         reader.written(marks)
         reader.counted(begin)
 
@@ -445,7 +476,10 @@ def test_a_message_that_kills_each_consumer_is_the_only_one_given_up(
 
     assert disk.dead == [poison]
     assert sum(mark.settled for mark in disk.marks.values()) == 60
+    # One that was alone in its lane while the poison killed in another is suspected for a while.
     assert all(max(tries) <= 3 for offset, tries in disk.attempts.items() if offset != poison)
+    # Alone it is looked at as often as it may be.
+    assert disk.attempts[poison][-5:] == [2, 3, 4, 5, 6]
 
 
 def test_a_consumer_that_dies_with_nothing_handed_over_is_no_death() -> None:
@@ -460,29 +494,59 @@ def test_a_consumer_that_dies_with_nothing_handed_over_is_no_death() -> None:
     assert disk.attempts == {1: [1]}
 
 
-def test_a_careful_lane_is_trusted_again_after_enough_messages() -> None:
-    disk = _Disk([0] * (_lanes.CAREFUL_MESSAGES + 50), poison=0)
-    disk.deaths[0] = 2
-    reader = LaneReader(max_open=100)
-    reader.own(disk.marks[0], deaths=2)
-    for _ in range(_lanes.CAREFUL_MESSAGES):
+@pytest.mark.parametrize(
+    ("deaths", "group", "careful"),
+    [
+        (2, _lanes.GROUP_MESSAGES, _lanes.CAREFUL_MESSAGES),
+        (3, 1, _lanes.GROUP_MESSAGES),
+        (5, 1, _lanes.GROUP_MESSAGES),
+    ],
+)
+def test_a_lane_is_trusted_again_when_what_may_have_killed_is_behind_it(
+    deaths: int, group: int, careful: int
+) -> None:
+    disk = _Disk([0] * (_lanes.CAREFUL_MESSAGES + 200), poison=0)
+    reader = LaneReader(max_open=1_000)
+    reader.own(disk.marks[0], deaths=deaths)
+    settled = 0
+    while settled < careful:
         disk._write(reader)
-        [token] = disk._read(reader, reader.next_careful_scan, 1)
-        assert disk._read(reader, reader.next_scan, 100) == []
-        reader.settle(token)
+        tokens = [t for scan, most in reader.ways for t in disk._read(reader, scan, most)]
+        assert len(tokens) == group
+        reader.settle_many(tokens)
         reader.advance()
+        settled += group
 
-    assert reader.next_careful_scan() is None
-    assert len(disk._read(reader, reader.next_scan, 100)) == 50
+    assert len(disk._read(reader, reader.next_scan, 100)) == 100
 
 
-def test_of_careful_lanes_one_message_comes_again_at_a_time() -> None:
+def test_two_consumers_that_died_cost_some_dozens_of_writes() -> None:
+    disk = _Disk([0] * 1_000, poison=1_000)
+    for _ in range(2):
+        assert not disk.consume(batch=1_000)
+    disk.poison = 0
+
+    writes = 0
+    write = disk._write
+
+    def count(*arguments: Any, **named: Any) -> None:
+        nonlocal writes
+        writes += 1
+        write(*arguments, **named)
+
+    with mock.patch.object(disk, "_write", count):
+        assert disk.consume(batch=1_000)
+
+    assert writes < 3 * 1_000 / _lanes.GROUP_MESSAGES
+
+
+def test_of_what_comes_alone_one_message_comes_again_at_a_time() -> None:
     disk = _Disk([0, 1], poison=0)
     reader = LaneReader(max_open=100)
     for lane in (0, 1):
-        reader.own(Watermark(lane, 0, 0), deaths=2)
+        reader.own(Watermark(lane, 0, 0), deaths=3)
     for _ in range(2):
-        [token] = disk._read(reader, reader.next_careful_scan, 1)
+        [token] = disk._read(reader, reader.next_alone_scan, 1)
         reader.give_back(token, due=0.0, attempt=token.attempt + 1)
 
     [first] = reader.due(0.0, 10)
@@ -494,19 +558,19 @@ def test_of_careful_lanes_one_message_comes_again_at_a_time() -> None:
     disk._write(reader)
     [second] = reader.due(0.0, 10)
 
-    assert [(t.lane, t.attempt) for t in (first, second)] == [(0, 4), (1, 4)]
+    assert [(t.lane, t.attempt) for t in (first, second)] == [(0, 3), (1, 3)]
 
 
 def test_a_careful_lane_holds_up_no_other() -> None:
     disk = _Disk([0, 1, 0, 1, 0, 1], poison=0)
     reader = LaneReader(max_open=100)
-    reader.own(Watermark(0, 0, 0), deaths=2)
+    reader.own(Watermark(0, 0, 0), deaths=3)
     reader.own(Watermark(1, 0, 0))
 
-    careful = disk._read(reader, reader.next_careful_scan, 1)
+    careful = disk._read(reader, reader.next_alone_scan, 1)
     others = disk._read(reader, reader.next_scan, 100)
 
-    assert [(t.offset, t.attempt) for t in careful] == [(1, 3)]
+    assert [(t.offset, t.attempt) for t in careful] == [(1, 2)]
     assert [(t.offset, t.attempt) for t in others] == [(2, 1), (4, 1), (6, 1)]
 
 
@@ -576,10 +640,10 @@ def test_so_much_of_a_lane_may_be_handed_over_as_there_is_room() -> None:
     assert reader.allowed(1) == 0
 
 
-def test_of_all_careful_lanes_one_message_is_allowed() -> None:
+def test_of_all_that_comes_alone_one_message_is_allowed() -> None:
     reader = LaneReader(max_open=5)
-    reader.own(Watermark(0, 0, 0), deaths=2)
-    reader.own(Watermark(1, 0, 0), deaths=3)
+    reader.own(Watermark(0, 0, 0), deaths=3)
+    reader.own(Watermark(1, 0, 0), deaths=4)
     assert (reader.allowed(0), reader.allowed(1)) == (1, 1)
 
     _deliver(reader, 0, 1)

@@ -20,6 +20,7 @@ from molva.messaging import (
     open_subscription,
     open_topic,
 )
+from molva.messaging._lanes import GROUP_MESSAGES
 from molva.messaging.conformance import PATIENCE, key_in_lane
 from molva.messaging.driver import Outcome, RawDelivery, Settlement
 from molva.messaging.drivers import _sqlite_subscription, sqlite
@@ -532,26 +533,32 @@ async def test_consumers_that_die_before_handing_over_anything_count_for_nothing
     assert [d.attempt for d in await subscription.receive_batch(9, wait=0.0)] == [1, 1]
 
 
-async def test_after_two_deaths_messages_come_one_at_a_time_as_further_attempts(
+async def test_after_two_deaths_messages_come_in_groups_and_after_three_alone(
     broker: _Broker,
 ) -> None:
     topic = await broker.topic(lanes=2)
-    await topic.send_batch([Message(b"%d" % n, key=key_in_lane(n % 2, 2)) for n in range(6)])
-    for _ in range(2):
+    await topic.send_batch([Message(b"%d" % n, key=key_in_lane(n % 2, 2)) for n in range(100)])
+    for expected, deaths in ((99, [1, 1]), (99, [2, 2]), (GROUP_MESSAGES, [3, 3])):
         subscription = await broker.subscription()
-        assert len(await subscription.receive_batch(9, wait=0.0)) == 6
+        assert len(await subscription.receive_batch(99, wait=0.0)) == expected
+        assert broker.deaths() == deaths
         await broker.die(subscription)
 
     subscription = await broker.subscription()
     [first] = await subscription.receive_batch(9, wait=0.0)
     assert await subscription.receive_batch(9, wait=0.0) == []
-    assert (first.message.body, first.attempt, broker.deaths()) == (b"0", 3, [3, 2])
+    assert (first.message.body, first.attempt, broker.deaths()) == (b"0", 2, [4, 3])
     await _settle(subscription, [first])
     [second] = await subscription.receive_batch(9, wait=0.0)
-    assert (second.message.body, second.attempt, broker.deaths()) == (b"1", 3, [0, 3])
-    await _settle(subscription, [second])
-    [third] = await subscription.receive_batch(9, wait=0.0)
-    assert (third.message.body, third.attempt, broker.deaths()) == (b"2", 1, [1, 0])
+    assert (second.message.body, second.attempt, broker.deaths()) == (b"1", 2, [0, 4])
+    await broker.die(subscription)
+
+    # Only the message that its consumer died with alone has been tried.
+    subscription = await broker.subscription()
+    [again] = await subscription.receive_batch(9, wait=0.0)
+    assert (again.message.body, again.attempt, broker.deaths()) == (b"1", 3, [0, 5])
+    others = await subscription.receive_batch(9, wait=0.0)
+    assert [(d.message.body, d.attempt) for d in others[:2]] == [(b"2", 1), (b"4", 1)]
 
 
 async def test_a_receive_that_waits_gets_the_next_when_a_careful_one_is_settled(
@@ -561,7 +568,7 @@ async def test_a_receive_that_waits_gets_the_next_when_a_careful_one_is_settled(
     topic = await broker.topic(lanes=1)
     subscription = await broker.subscription()
     await topic.send_batch(_messages(2))
-    broker.sql("UPDATE watermark SET deaths = 2")
+    broker.sql("UPDATE watermark SET deaths = 3")
     [first] = await subscription.receive_batch(9, wait=0.0)
     waiting = asyncio.create_task(subscription.receive_batch(9, wait=100.0))
     await asyncio.sleep(0.05)
@@ -582,14 +589,14 @@ async def test_another_subscriptions_replay_in_a_careful_lane_is_passed_over(
     await _settle(one, await one.receive_batch(9, wait=0.0), Action.REJECT)
     await one.replay(None, 9)
     await topic.send_batch([Message(b"2", key="k")])
-    broker.sql("UPDATE watermark SET deaths = 2")
+    broker.sql("UPDATE watermark SET deaths = 3")
 
     got = []
     while found := await two.receive_batch(9, wait=0.0):
         got += [(d.message.body, d.attempt) for d in found]
         await _settle(two, found)
 
-    assert got == [(b"1", 3), (b"2", 1)]
+    assert got == [(b"1", 2), (b"2", 2)]
     await two.flush()
     assert await _pending(two) == 0
 

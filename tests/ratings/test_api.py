@@ -72,19 +72,19 @@ class FakeLedger:
     async def apply(
         self, batch: Sequence[Submission], *, applied_at_us: int
     ) -> list[Outcome | Exception]:
-        raise NotImplementedError
+        raise AssertionError("the API never calls this")
 
     def entries(self, campaign: str, *, since_seq: int = 0) -> AsyncIterator[LedgerEntry]:
-        raise NotImplementedError
+        raise AssertionError("the API never calls this")
 
     async def size(self) -> LedgerSize:
-        raise NotImplementedError
+        raise AssertionError("the API never calls this")
 
     def verify(self) -> AsyncIterator[Difference]:
-        raise NotImplementedError
+        raise AssertionError("the API never calls this")
 
     async def rebuild(self) -> None:
-        raise NotImplementedError
+        raise AssertionError("the API never calls this")
 
     async def close(self) -> None:
         pass

@@ -125,7 +125,7 @@ class _MemoryCatalog:
         return _CAMPAIGNS.get(name)
 
     async def put_campaign(self, campaign: Campaign) -> bool:
-        raise NotImplementedError
+        raise AssertionError("the page never asks for this")
 
     async def revision(self) -> int:
         return 1
@@ -145,7 +145,7 @@ class _MemoryLedger:
     async def apply(
         self, batch: Sequence[Submission], *, applied_at_us: int
     ) -> list[Outcome | Exception]:
-        raise NotImplementedError
+        raise AssertionError("the page never asks for this")
 
     async def total(
         self,
@@ -172,16 +172,16 @@ class _MemoryLedger:
         return len(self._ratings)
 
     def entries(self, campaign: str, *, since_seq: int = 0) -> AsyncIterator[LedgerEntry]:
-        raise NotImplementedError
+        raise AssertionError("the page never asks for this")
 
     async def size(self) -> LedgerSize:
-        raise NotImplementedError
+        raise AssertionError("the page never asks for this")
 
     def verify(self) -> AsyncIterator[Difference]:
-        raise NotImplementedError
+        raise AssertionError("the page never asks for this")
 
     async def rebuild(self) -> None:
-        raise NotImplementedError
+        raise AssertionError("the page never asks for this")
 
     async def close(self) -> None:
         pass

@@ -15,24 +15,29 @@ still being worked on.
 
 A message can kill the process that works on it, and what is only counted in memory dies
 with it: the message would come for ever, and kill each time. So ``deaths`` is written down
-with each watermark: how many consumers in a row have handed over a message of the lane and
+with each watermark: consumers in a row that have handed over a message of the lane and
 neither settled its first one nor let go of the lane in an orderly way. (A watermark that
 moves over messages of other lanes proves nothing.) A consumer counts itself in before its
 first hand-over, not when it takes the lane: one that dies without having handed over
 anything (a restart loop, an idle lane) proves nothing against the message that happens to
-be next. The first message behind the watermark is the one that all of them handed over,
-and so the count is its attempt.
+be next.
 
-Where two consumers in a row died so, a lane is read *carefully*: of all careful lanes
-together one message is open at a time, and it is counted, and what was settled before it is
-written down, before it is handed over. So the next death names the message that caused it,
-and the attempts of all others stay as they were. (One death proves little: a deployment
-kills, and a batch that was about to be settled comes again.)
+Behind two deaths a lane is read *carefully*, and each further one narrows down what can have
+been its cause. First, messages are handed over in groups: a group is counted, and what was
+settled before it is written down, before it begins. Then the messages of one group are handed
+over alone: of all lanes that are read so, one message is open at a time. From then on a death
+names the message that caused it, and is an attempt of that one only. So what is written as
+``deaths`` says how the last one died: 0 nobody did, 1 or 2 with anything, 3 with a group, 3 + k
+with this message alone, for the k-th time. (One death proves little: a deployment kills, and
+who comes next may want to take many messages before it settles any.)
+
+Groups are what makes a kill without a cause cheap: a few dozen writes instead of a thousand,
+and most deaths have nothing to do with any message.
 """
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Final, Literal, NamedTuple, cast, final
@@ -42,6 +47,7 @@ from molva.messaging.driver import Outcome, Settlement
 
 __all__ = [
     "CAREFUL_MESSAGES",
+    "GROUP_MESSAGES",
     "MAX_LANES",
     "LaneReader",
     "LaneToken",
@@ -52,13 +58,20 @@ __all__ = [
     "lane_of",
 ]
 
-# Consumers that died in a row before a lane is read carefully. Fewer, and every kill under
-# load is followed by a slow while; more, and a poison takes more neighbours along.
-_CAREFUL_DEATHS: Final = 2
+# What is written as deaths once two died with anything, and so messages come in groups. Fewer,
+# and every kill under load is followed by a slow while; more, and a poison kills more often.
+_WITH_ANYTHING: Final = 2
 
-# Messages that are settled one at a time before a lane is trusted again. Fewer, and a batch
-# of neighbours is at risk more often before the poison among them is found; more, and a
-# consumer that was killed by something else goes on slowly for longer.
+# And once one died with a group, and so its messages come alone.
+_WITH_A_GROUP: Final = _WITH_ANYTHING + 1
+
+# Messages of a group. Fewer, and a lane is slow for longer behind a kill; more, and so it is
+# behind a second one.
+GROUP_MESSAGES: Final = 32
+
+# Messages that are settled in groups before a lane is trusted again: as many as a consumer may
+# have had open when it died. Fewer, and the poison may stand behind them; more, and a consumer
+# that was killed by something else goes on slowly for longer.
 CAREFUL_MESSAGES: Final = 1_000
 
 # A set of lanes is one signed 64-bit integer, so that SQL can test for membership.
@@ -136,8 +149,21 @@ class _Lane:
     leaving: bool = False
     deaths: int = 0  # as written down, this consumer included once it has ``counted``
     counted: bool = False  # whether a hand-over is written down as begun
-    careful: int = 0  # so many messages more are handed over one at a time
+    careful: int = 0  # so many messages more are handed over in groups
+    group: int = 0  # careful: so many messages of it may be open; 1 is alone
     dirty: bool = False  # careful, and something was settled that is not written down
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing of a careful lane is open, and all that was settled is written."""
+        return not (self.open or self.dirty)
+
+    @property
+    def next_deaths(self) -> int:
+        """What is to be written as its deaths before more of it is handed over."""
+        proven = self.settled != self.settled_written
+        least = {0: 0, 1: _WITH_A_GROUP}.get(self.group, _WITH_ANYTHING)
+        return max(0 if proven else self.deaths, least) + 1
 
     def advance(self) -> None:
         """Move the watermark over the settled messages at its head."""
@@ -170,9 +196,10 @@ class LaneReader:
         self._lanes: dict[int, _Lane] = {}
         self._epoch = 0
         self._open = 0
-        # Sets of lanes. Nearly always both are empty, and then cost nothing.
+        # Sets of lanes. Nearly always all are empty, and then cost nothing.
         self._uncounted = 0
         self._careful = 0
+        self._alone = 0  # of the careful ones, those whose messages come alone
 
     @property
     def open(self) -> int:
@@ -201,7 +228,8 @@ class LaneReader:
         """Begin with a lane at what was written down of it."""
         self._epoch += 1
         offset = watermark.offset
-        self._lanes[watermark.lane] = _Lane(
+        alone = deaths >= _WITH_A_GROUP
+        lane = self._lanes[watermark.lane] = _Lane(
             self._epoch,
             offset,
             offset,
@@ -209,11 +237,15 @@ class LaneReader:
             written=offset,
             settled_written=watermark.settled,
             deaths=deaths,
-            careful=CAREFUL_MESSAGES if deaths >= _CAREFUL_DEATHS else 0,
         )
-        self._uncounted |= 1 << watermark.lane
-        if deaths >= _CAREFUL_DEATHS:
-            self._careful |= 1 << watermark.lane
+        bit = 1 << watermark.lane
+        self._uncounted |= bit
+        if deaths >= _WITH_ANYTHING:
+            lane.careful = GROUP_MESSAGES if alone else CAREFUL_MESSAGES
+            lane.group = 1 if alone else GROUP_MESSAGES
+            self._careful |= bit
+        if alone:
+            self._alone |= bit
 
     def leave(self, lane: int) -> None:
         """Hand over nothing more of a lane, so that it can soon be disowned."""
@@ -232,26 +264,31 @@ class LaneReader:
         self._open -= len(self._lanes.pop(lane).open)
         self._uncounted &= ~(1 << lane)
         self._careful &= ~(1 << lane)
+        self._alone &= ~(1 << lane)
 
     # Deaths -----------------------------------------------------------------------------
 
     def uncounted(self, lanes: Iterable[int]) -> frozenset[int]:
         """Return those of the lanes that must be counted before anything is handed over.
 
-        Count one more death of each, in the file, together with what is unwritten; then
-        call ``counted``.
+        Write down ``next_deaths`` of each, together with what is unwritten; then call
+        ``counted``.
         """
         uncounted = self._uncounted
         if not uncounted:
             return frozenset()
         return frozenset(lane for lane in set(lanes) if uncounted >> lane & 1)
 
+    def next_deaths(self, lane: int) -> int:
+        """Return what to write as the deaths of an uncounted lane, before ``written``."""
+        return self._lanes[lane].next_deaths
+
     def counted(self, lanes: Iterable[int]) -> None:
-        """Take note that one more death of each of these lanes was written down."""
+        """Take note that the next deaths of each of these lanes were written down."""
         for number in lanes:
             lane = self._lanes.get(number)
             if lane is not None:
-                lane.deaths += 1
+                lane.deaths = lane.next_deaths
                 lane.counted = True
                 self._uncounted &= ~(1 << number)
 
@@ -267,44 +304,68 @@ class LaneReader:
             if (lane := self._lanes.get(number)) is not None and lane.counted and lane.deaths
         ]
 
-    def careful(self, lanes: Iterable[int]) -> bool:
-        """Return whether any of the lanes is read carefully."""
-        return any(self._careful >> number & 1 for number in lanes)
+    def alone(self, lanes: Iterable[int]) -> bool:
+        """Return whether the messages of any of the lanes are handed over alone."""
+        return any(self._alone >> number & 1 for number in lanes)
 
     @property
     def must_write(self) -> bool:
         """Whether no careful lane goes on before what is unwritten was written down."""
-        return bool(self._careful) and any(lane.dirty for lane in self._lanes.values())
+        return bool(self._careful) and any(
+            lane.dirty and not lane.open and not lane.nacked for lane in self._lanes.values()
+        )
 
-    def next_careful_scan(self) -> Scan | None:
-        """Return what to read next of the careful lanes, one message at most; or None."""
-        if not self._careful or not self._may_take_care():
+    @property
+    def ways(self) -> tuple[tuple[Callable[[], Scan | None], int], ...]:
+        """What to read by, in turn, and how many messages at most: alone, in groups, freely."""
+        return (
+            (self.next_alone_scan, 1),
+            (self.next_group_scan, GROUP_MESSAGES),
+            (self.next_scan, self._max_open),
+        )
+
+    def next_alone_scan(self) -> Scan | None:
+        """Return what to read next of what comes alone, one message at most; or None."""
+        if not self._alone or not self._may_be_alone():
             return None
-        positions: dict[int, int] = {}
-        for number, lane in self._lanes.items():
-            if lane.careful and not lane.leaving and not lane.nacked:
-                positions[lane.read_to] = positions.get(lane.read_to, 0) | 1 << number
-        return _lowest(positions)
+        return _lowest(self._positions(group=1))
 
-    def _may_take_care(self) -> bool:
-        """Return whether a careful lane may hand over a message."""
-        return not any(lane.careful and (lane.open or lane.dirty) for lane in self._lanes.values())
+    def next_group_scan(self) -> Scan | None:
+        """Return what to read next in groups, ``GROUP_MESSAGES`` at most; or None."""
+        if self._careful == self._alone:
+            return None
+        return _lowest(self._positions(group=GROUP_MESSAGES))
+
+    def _may_be_alone(self) -> bool:
+        """Return whether a message may be handed over alone."""
+        return all(lane.rests for lane in self._lanes.values() if lane.group == 1)
+
+    def _may_come_again(self, lane: _Lane) -> bool:
+        """Return whether nacked messages of a lane may be handed over."""
+        return not lane.leaving and (lane.group != 1 or self._may_be_alone())
 
     # Reading ----------------------------------------------------------------------------
 
-    def allowed(self, lane: int) -> int:
+    def allowed(self, lane: int, *, once_written: bool = False) -> int:
         """Return how many more messages of a lane may be handed over now.
 
         For drivers whose lanes are logs of their own, each read by itself; the others read
         by ``next_scan``. Bounded for each lane too: behind a message that is not settled
         the watermark stands still, and all that was settled meanwhile comes again after a
         crash.
+
+        Args:
+            lane: Its number.
+            once_written: As if all that is settled were written down.
         """
         owned = self._lanes.get(lane)
         if owned is None or owned.leaving or owned.nacked:
             return 0
-        if owned.careful:
-            return min(1, self.room) if self._may_take_care() else 0
+        if owned.group:
+            others = self._lanes.values() if owned.group == 1 else [owned]
+            same = (other for other in others if other.group == owned.group)
+            may = all(not other.open if once_written else other.rests for other in same)
+            return min(owned.group, self.room) if may else 0
         if 2 * len(owned.delivered) > self._max_open:
             owned.advance()
         return max(0, min(self.room, self._max_open - len(owned.delivered)))
@@ -316,18 +377,24 @@ class LaneReader:
         a message to come again, catch up by themselves: the one furthest behind is read
         up to where the next one stands, and from there on they are read together.
         """
+        return _lowest(self._positions(group=0))
+
+    def _positions(self, *, group: int) -> dict[int, int]:
+        """Return where the lanes stand that are read in such groups: offset to set of lanes."""
         positions: dict[int, int] = {}
         for number, lane in self._lanes.items():
             # A nacked message holds up its lane: what follows it must not overtake it.
-            if not lane.leaving and not lane.nacked and not lane.careful:
+            may = lane.group == group and not lane.leaving and not lane.nacked
+            if may and (not group or lane.rests):
                 positions[lane.read_to] = positions.get(lane.read_to, 0) | 1 << number
-        return _lowest(positions)
+        return positions
 
     def deliver(self, scan: Scan, rows: Sequence[tuple[int, int]], end: int) -> list[LaneToken]:
         """Take note of messages read by ``scan``; return the token of each hand-over.
 
         Args:
-            scan: As ``next_scan`` or ``next_careful_scan`` gave it, with nothing in between.
+            scan: As ``next_scan``, ``next_group_scan`` or ``next_alone_scan`` gave it, with
+                nothing in between.
             rows: (offset, lane) of each message, ascending.
             end: The offset up to which the scan has seen everything.
         """
@@ -339,8 +406,8 @@ class LaneReader:
             lane.delivered.append(offset)
             tokens.append(LaneToken(number, lane.epoch, offset, 1, 1))
         self._open += len(rows)
-        if scan.lanes & self._careful:
-            tokens = [t._replace(attempt=max(1, lanes[t.lane].deaths)) for t in tokens]
+        if scan.lanes & self._alone:
+            tokens = [t._replace(attempt=_attempt(lanes[t.lane])) for t in tokens]
         for number, lane in lanes.items():
             if scan.lanes >> number & 1:
                 lane.read_to = max(lane.read_to, end)
@@ -362,7 +429,7 @@ class LaneReader:
         lane.delivered.extend(offsets)
         lane.read_to = offsets[-1]
         self._open += len(offsets)
-        attempt = max(1, lane.deaths) if lane.careful else 1
+        attempt = _attempt(lane)
         turn = repeat(1)
         # Not strict: what repeats has no end.
         return list(zip(repeat(number), repeat(lane.epoch), offsets, turn, repeat(attempt)))
@@ -372,8 +439,8 @@ class LaneReader:
         limit = min(limit, self.room)
         tokens: list[LaneToken] = []
         for number, lane in self._lanes.items():
-            # A careful lane has one such message at most, since that one holds it up.
-            if lane.leaving or (lane.careful and not self._may_take_care()):
+            # What comes alone is one such message at most, since that one holds up its lane.
+            if not self._may_come_again(lane):
                 continue
             while lane.nacked and lane.nacked[0][1] <= now and len(tokens) < limit:
                 offset, _, turn, attempt = heapq.heappop(lane.nacked)
@@ -386,11 +453,10 @@ class LaneReader:
         """Return when the next nacked message can come again; None where none can."""
         if not self.room:
             return None
-        takes_care = not self._careful or self._may_take_care()
         waiting = (
             lane.nacked[0][1]
             for lane in self._lanes.values()
-            if lane.nacked and not lane.leaving and (takes_care or not lane.careful)
+            if lane.nacked and self._may_come_again(lane)
         )
         return min(waiting, default=None)
 
@@ -420,12 +486,23 @@ class LaneReader:
             return Outcome.LEASE_LOST
         del lane.open[offset]
         self._open -= 1
-        if lane.careful:
-            lane.careful -= 1
-            lane.dirty = lane.careful > 0
-            if not lane.careful:
-                self._careful &= ~(1 << number)
+        if lane.group:
+            self._settled_with_care(number, lane)
         return Outcome.SETTLED
+
+    def _settled_with_care(self, number: int, lane: _Lane) -> None:
+        lane.careful -= 1
+        lane.dirty = True
+        if lane.open or lane.nacked:
+            return  # a death is still one with this group
+        if lane.careful > 0:
+            # Each group is counted, not just the first.
+            lane.counted = False
+            self._uncounted |= 1 << number
+        else:
+            lane.group, lane.dirty = 0, False
+            self._careful &= ~(1 << number)
+            self._alone &= ~(1 << number)
 
     def settle_many(self, tokens: Iterable[PlainToken]) -> list[Outcome]:
         """Settle hand-overs as done, as ``settle`` does each: for batches, in half the time."""
@@ -434,7 +511,7 @@ class LaneReader:
         for token in tokens:
             number, epoch, offset, turn, _ = token
             lane = lanes.get(number)
-            if lane is None or lane.epoch != epoch or lane.careful:
+            if lane is None or lane.epoch != epoch or lane.group:
                 outcomes.append(self.settle(token))
             elif lane.open.get(offset) != turn:
                 outcomes.append(lost)
@@ -486,7 +563,7 @@ class LaneReader:
         """Return what to write, for drivers that write a lane's mark as a whole.
 
         Args:
-            begin: Lanes to count one more death of; see ``uncounted``.
+            begin: Lanes to count a hand-over of; see ``uncounted``.
             let_go: Lanes that are about to be let go of.
             every: Also lanes of which nothing has changed.
         """
@@ -497,7 +574,7 @@ class LaneReader:
             if not (every or moved or number in begin or number in survived):
                 continue
             proven = number in survived or lane.settled != lane.settled_written
-            deaths = (0 if proven else lane.deaths) + (number in begin)
+            deaths = lane.next_deaths if number in begin else 0 if proven else lane.deaths
             mark = Watermark(number, lane.watermark, lane.settled)
             found.append(Mark(mark, deaths, lane.epoch))
         return found
@@ -525,10 +602,7 @@ class LaneReader:
                 continue
             lane.settled_written = watermark.settled
             lane.deaths = 0
-            if lane.careful:
-                # Each message of a careful lane is counted, not just the first.
-                lane.counted = False
-                self._uncounted |= 1 << watermark.lane
+            if lane.group:
                 lane.advance()  # over what was settled while this was written
                 lane.dirty = lane.dirty and watermark.offset != lane.watermark
 
@@ -539,3 +613,8 @@ def _lowest(positions: dict[int, int]) -> Scan | None:
         return None
     after, *later = sorted(positions)
     return Scan(after, later[0] if later else None, positions[after])
+
+
+def _attempt(lane: _Lane) -> int:
+    """Return the attempt of what is read next: how often it was alone, and once before."""
+    return lane.deaths - _WITH_A_GROUP + 1 if lane.group == 1 else 1

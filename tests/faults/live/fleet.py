@@ -185,7 +185,8 @@ class Fleet:
 
     def terminate(self, member: Member) -> bool:
         """Ask it to end; return whether it was alive."""
-        member.doomed = signal.SIGTERM
+        # One that was killed a moment ago, and is not reaped yet, still ends by that.
+        member.doomed = member.doomed or signal.SIGTERM
         return member.signal(signal.SIGTERM)
 
     def pause(self, member: Member) -> bool:

@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 from tests.faults.live.controller import Config, Disk, Report, run, versions
 from tests.faults.live.power import VARIANTS, PowerConfig, PowerReport, cut_power
 from tests.faults.live.queues import QueueConfig, QueueReport, run_queue
+from tests.faults.live.sums import Sums, raise_to
 
 __all__ = ["Goal", "Results", "long_run"]
 
@@ -49,13 +50,8 @@ class Goal:
 
 @final
 @dataclass(slots=True)
-class Results:
-    """The sums of all runs.
-
-    Attributes:
-        violations: What was found, each with the seed under which it was.
-        vacuous: Runs that proved nothing, likewise. They count for nothing else.
-    """
+class Results(Sums):
+    """The sums of all runs, of every kind."""
 
     seed: int
     began_at: str
@@ -63,22 +59,8 @@ class Results:
     seeds: dict[str, list[int]] = field(
         default_factory=lambda: {"live": [], "power": [], "queue": []}
     )
-    kills: int = 0
     cuts: int = 0
-    accepted: int = 0
-    offered: int = 0
-    answers: "Counter[str]" = field(default_factory=Counter)
-    unknown: int = 0
-    faults: "Counter[str]" = field(default_factory=Counter)
     cuts_by_variant: "Counter[str]" = field(default_factory=Counter)
-    exits: "Counter[str]" = field(default_factory=Counter)
-    dead_letters: int = 0
-    duplicates: int = 0
-    redelivered: int = 0
-    reads: int = 0
-    longest_recovery_seconds: float = 0.0
-    longest_silence_seconds: float = 0.0
-    longest_start_seconds: float = 0.0
     longest_power_recovery_seconds: float = 0.0
     longest_power_drain_seconds: float = 0.0
     torn_sectors: int = 0
@@ -90,43 +72,27 @@ class Results:
     queue_late_acks: int = 0
     queue_dead_letters: int = 0
     longest_queue_drain_seconds: float = 0.0
-    peak_rss_bytes: dict[str, int] = field(default_factory=dict)
     peak_file_bytes: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    violations: list[str] = field(default_factory=list)
-    vacuous: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def shown(self) -> dict[str, Any]:
-        """Return them as a JSON object."""
-        document = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("answers", "faults", "cuts_by_variant", "exits"):
-            document[name] = dict(sorted(document[name].items()))
-        return document
 
     def add(self, report: Report) -> None:
         """Add a live run."""
         seed = report.config.seed
         self.seeds["live"].append(seed)
-        self._add_common(report, seed, "live")
-        self.kills += report.kills
-        self.offered += report.offered
-        self.answers.update(report.results)
-        self.faults.update(report.faults)
-        self.dead_letters += report.dead_letters
-        self.reads += report.reads
+        self.add_run(report, kind="live")
         self.skipped.update(report.skipped)
-        self.longest_recovery_seconds = max(self.longest_recovery_seconds, report.recovery_seconds)
-        self.longest_silence_seconds = max(self.longest_silence_seconds, report.silence_seconds)
-        self.longest_start_seconds = max(self.longest_start_seconds, report.slowest_start_seconds)
-        _raise_to(self.peak_rss_bytes, report.peak_rss)
-        _raise_to(self.peak_file_bytes, report.peak_files)
+        raise_to(self.peak_file_bytes, report.peak_files)
 
     def add_power(self, report: PowerReport) -> None:
         """Add a round of power cuts."""
         seed = report.config.seed
         self.seeds["power"].append(seed)
-        self._add_common(report, seed, f"power, {report.config.variant}")
+        self.blame(seed, f"power, {report.config.variant}", report.violations, report.vacuous)
+        self.accepted += report.accepted
+        self.unknown += report.unknown
+        self.duplicates += report.duplicates
+        self.redelivered += report.redelivered
+        self.exits.update(report.exits)
         self.cuts += report.cuts
         self.torn_sectors += report.torn_sectors
         self.cuts_by_variant[report.config.variant] += report.cuts
@@ -141,8 +107,7 @@ class Results:
         """Add a round of a queue."""
         seed = report.config.seed
         self.seeds["queue"].append(seed)
-        self.violations += [f"seed {seed} (queue): {each}" for each in report.violations]
-        self.vacuous += [f"seed {seed} (queue): {each}" for each in report.vacuous]
+        self.blame(seed, "queue", report.violations, report.vacuous)
         self.queue_rounds += 1
         self.queue_messages += report.sent
         self.queue_kills += report.kills
@@ -153,20 +118,6 @@ class Results:
         self.longest_queue_drain_seconds = max(
             self.longest_queue_drain_seconds, report.drain_seconds
         )
-
-    def _add_common(self, report: Report | PowerReport, seed: int, kind: str) -> None:
-        self.violations += [f"seed {seed} ({kind}): {each}" for each in report.violations]
-        self.vacuous += [f"seed {seed} ({kind}): {each}" for each in report.vacuous]
-        self.accepted += report.accepted
-        self.unknown += report.unknown
-        self.duplicates += report.duplicates
-        self.redelivered += report.redelivered
-        self.exits.update(report.exits)
-
-
-def _raise_to(peaks: dict[str, int], found: dict[str, int]) -> None:
-    for name, value in found.items():
-        peaks[name] = max(peaks.get(name, 0), value)
 
 
 def long_run(

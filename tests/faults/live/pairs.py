@@ -11,15 +11,15 @@ import datetime
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 from tests.faults.live.controller import Config, Report, run, versions
 from tests.faults.live.faults import Planned
 from tests.faults.live.pair import Pair, Pool, Servers
+from tests.faults.live.sums import Sums
 
 __all__ = ["PairResults", "drawn", "long_pair", "scaled_out"]
 
@@ -98,14 +98,11 @@ def drawn(pair: Pair, *, seed: int, seconds: float, rate: float, every: float) -
 
 @final
 @dataclass(slots=True)
-class PairResults:
+class PairResults(Sums):
     """The sums of all runs of one pair.
 
     Attributes:
         servers: Versions of broker and ledger.
-        redelivered: Messages that the broker handed over again.
-        violations: What was found, each with the seed under which it was.
-        vacuous: Runs that proved nothing, likewise.
     """
 
     pair: str
@@ -114,50 +111,11 @@ class PairResults:
     versions: dict[str, str]
     servers: dict[str, str]
     runs: int = 0
-    kills: int = 0
-    accepted: int = 0
-    offered: int = 0
-    answers: "Counter[str]" = field(default_factory=Counter)
-    unknown: int = 0
-    faults: "Counter[str]" = field(default_factory=Counter)
-    exits: "Counter[str]" = field(default_factory=Counter)
-    dead_letters: int = 0
-    duplicates: int = 0
-    redelivered: int = 0
-    reads: int = 0
-    longest_recovery_seconds: float = 0.0
-    longest_silence_seconds: float = 0.0
-    longest_start_seconds: float = 0.0
-    peak_rss_bytes: dict[str, int] = field(default_factory=dict)
-    violations: list[str] = field(default_factory=list)
-    vacuous: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def shown(self) -> dict[str, Any]:
-        """Return them as a JSON object."""
-        shown = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("answers", "faults", "exits"):
-            shown[name] = dict(sorted(shown[name].items()))
-        return shown
 
     def add(self, report: Report) -> None:
         """Add a run."""
-        seed = report.config.seed
         self.runs += 1
-        self.violations += [f"seed {seed}: {each}" for each in report.violations]
-        self.vacuous += [f"seed {seed}: {each}" for each in report.vacuous]
-        for name in ("kills", "accepted", "offered", "unknown", "dead_letters", "duplicates"):
-            setattr(self, name, getattr(self, name) + getattr(report, name))
-        self.redelivered += report.redelivered
-        self.reads += report.reads
-        self.answers.update(report.results)
-        self.faults.update(report.faults)
-        self.exits.update(report.exits)
-        self.longest_recovery_seconds = max(self.longest_recovery_seconds, report.recovery_seconds)
-        self.longest_silence_seconds = max(self.longest_silence_seconds, report.silence_seconds)
-        self.longest_start_seconds = max(self.longest_start_seconds, report.slowest_start_seconds)
-        for role, size in report.peak_rss.items():
-            self.peak_rss_bytes[role] = max(self.peak_rss_bytes.get(role, 0), size)
+        self.add_run(report)
 
 
 def long_pair(

@@ -88,9 +88,8 @@ class _State:
                 mark.deaths = 0
             mark.offset, mark.settled = offset, settled
 
-    def deaths(self, lane: int, change: int) -> None:
-        mark = self.marks[lane]
-        mark.deaths = mark.deaths + 1 if change else 0
+    def deaths(self, lane: int, deaths: int) -> None:
+        self.marks[lane].deaths = deaths
 
     def bury(self, offset: int, letter: DeadLetter) -> None:
         # A crash may bring one here twice. An offset alone may name another message by now.

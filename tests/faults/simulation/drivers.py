@@ -246,16 +246,15 @@ class LogSubscription(_Side):
         for token in reader.due(self._clock.monotonic(), limit):
             message, stored_at_us = self._messages[token.offset]
             found.append(RawDelivery(message, token.attempt, token, stored_at_us))
-        for careful in (True, False):
-            room = min(limit - len(found), reader.room)
+        for next_scan, most in reader.ways:
+            room = min(limit - len(found), reader.room, most)
             if room <= 0:
                 break
-            scan = self._scan(careful)
+            scan = next_scan()
             if scan is None:
                 continue
-            wanted = 1 if careful else room
-            rows, end = await self._broker.ask("fetch", partial(self._fetch, scan, wanted))
-            if self._closed or scan != self._scan(careful):
+            rows, end = await self._broker.ask("fetch", partial(self._fetch, scan, room))
+            if self._closed or scan != next_scan():
                 break  # lanes came and went meanwhile: what was read belongs to nobody
             uncounted = reader.uncounted(row.lane for row in rows)
             if uncounted:
@@ -266,9 +265,6 @@ class LogSubscription(_Side):
                 found.append(RawDelivery(row.message, token.attempt, token, row.stored_at_us))
                 self._broker.handed_over(row)
         return found, frozenset()
-
-    def _scan(self, careful: bool) -> Scan | None:
-        return self._reader.next_careful_scan() if careful else self._reader.next_scan()
 
     def _fetch(self, scan: Scan, limit: int) -> tuple[Sequence[Row], int]:
         last = len(self._broker.state.rows)
@@ -297,14 +293,15 @@ class LogSubscription(_Side):
             marks = reader.unwritten()
             begin = reader.uncounted(begin)
             survived = reader.survived(let_go)
-            if not (marks or begin or survived):
+            deaths = dict.fromkeys(survived, 0) | {n: reader.next_deaths(n) for n in sorted(begin)}
+            if not (marks or deaths):
                 return False
             # What only counts may not be forgotten: a broker that forgets it forgets a death.
             nothing: set[int] = set()
             generations = dict(self._generations)
             lost = await self._broker.ask(
                 "mark",
-                lambda: self._mark(marks, begin, survived, generations),
+                lambda: self._mark(marks, deaths, generations),
                 forgettable=None if begin else nothing,
             )
             reader.written(marks)
@@ -316,8 +313,7 @@ class LogSubscription(_Side):
     def _mark(
         self,
         marks: Iterable[Watermark],
-        begin: Iterable[int],
-        survived: Iterable[int],
+        deaths: Mapping[int, int],
         generations: Mapping[int, int],
     ) -> set[int]:
         broker = self._broker
@@ -333,12 +329,9 @@ class LogSubscription(_Side):
         for mark in marks:
             if ours(mark.lane):
                 broker.do("mark", *mark)
-        for lane in survived:
+        for lane, number in deaths.items():
             if ours(lane):
-                broker.do("deaths", lane, 0)
-        for lane in sorted(begin):
-            if ours(lane):
-                broker.do("deaths", lane, 1)
+                broker.do("deaths", lane, number)
         return lost
 
     def _bury(self, rejected: Iterable[Settlement]) -> None:

@@ -168,11 +168,11 @@ class KafkaSubscription:
             await self._check_alive()
             self._woken.clear()
             reader = self._reader
-            if reader.must_write:
-                await self._commit()
             begin = self._to_count()
             if begin:
-                await self._count(begin)
+                await self._count(begin)  # and what is settled is written by the same commit
+            elif reader.must_write:
+                await self._commit()
             found = self._take(limit)
             now = self._clock.monotonic()
             if found or now >= deadline:
@@ -189,11 +189,11 @@ class KafkaSubscription:
         waiting = [
             lane
             for lane in reader.uncounted(self._partitions)
-            if self._partitions[lane].waiting and reader.allowed(lane)
+            if self._partitions[lane].waiting and reader.allowed(lane, once_written=True)
         ]
-        trusted = [lane for lane in waiting if not reader.careful([lane])]
-        # Of all careful lanes one message is handed over at a time, and so one is counted.
-        return frozenset(trusted or waiting[:1])
+        others = [lane for lane in waiting if not reader.alone([lane])]
+        # Of all that comes alone one message is handed over at a time, and so one is counted.
+        return frozenset(others or waiting[:1])
 
     def _take(self, limit: int) -> list[RawDelivery]:
         reader = self._reader
@@ -268,7 +268,7 @@ class KafkaSubscription:
                 del self._partitions[number].held[offset]
         self._note_settled()
         self._settled.set()
-        # Anything may have waited for it: room, the lane, the next careful message.
+        # Anything may have waited for it: room, the lane, the next group.
         if was_full or self._waiting or gives_back:
             self._woken.set()
         return outcomes
@@ -433,7 +433,7 @@ class KafkaSubscription:
         for topic, partition, offset, metadata in positions:
             deaths = metadata.partition(_DEATHS)[2]
             lane = self._own(topic, partition, offset, int(deaths) if deaths.isdigit() else 0)
-            if self._reader.careful([lane]):
+            if self._reader.alone([lane]):
                 _logger.warning(
                     "%s: %s consumers in a row died with messages of partition %d; they are "
                     "handed over one at a time to find out which it was",
@@ -586,7 +586,7 @@ class KafkaSubscription:
         except UnavailableError as error:
             # Consuming goes on, as it does without positions, but not with a message that
             # may have killed others.
-            if self._reader.careful(lanes):
+            if self._reader.alone(lanes):
                 raise
             self._log.warning(
                 "%s: hand-overs are not counted, only this consumer's: %s", self._broker.url, error

@@ -378,7 +378,7 @@ class SQLiteSubscription(SQLiteSide):
                 "from a copy, or remove the subscription and read all that is kept anew"
             )
         self._reader.own(Watermark(lane, offset, settled), deaths=deaths)
-        if self._reader.careful([lane]):
+        if self._reader.alone([lane]):
             self._log.warning(
                 "%s: %d consumers in a row died with messages of lane %d of subscription %r; "
                 "they are handed over one at a time to find out which it was",
@@ -400,12 +400,11 @@ class SQLiteSubscription(SQLiteSide):
         """Return what can be handed over now, and the lanes to count before there is more."""
         reader = self._reader
         found = self._take_again(limit)
-        room = min(limit - len(found), reader.room)
-        uncounted = self._take_new(reader.next_careful_scan, min(room, 1), found)
-        if not uncounted:
-            room = min(limit - len(found), reader.room)
-            uncounted = self._take_new(reader.next_scan, room, found)
-        return found, uncounted
+        for next_scan, most in reader.ways:
+            room = min(limit - len(found), reader.room, most)
+            if uncounted := self._take_new(next_scan, room, found):
+                return found, uncounted
+        return found, frozenset()
 
     def _take_again(self, limit: int) -> list[RawDelivery]:
         """Return the nacked messages whose time has come."""
@@ -595,7 +594,7 @@ class SQLiteSubscription(SQLiteSide):
         except SQLiteFileError as error:
             # A full disk, say. Consuming goes on, as it does without watermarks, but not
             # with a message that may have killed others.
-            if self._reader.careful(lanes):
+            if self._reader.alone(lanes):
                 raise
             self._log.warning("hand-overs are not counted, only this consumer's: %s", error)
             self._reader.counted(lanes)
@@ -611,7 +610,7 @@ class SQLiteSubscription(SQLiteSide):
 
         Args:
             durable: Wait for the fsync of this and all that was written before.
-            begin: Lanes to count one more death of, until they move or are let go of.
+            begin: Lanes to count a hand-over of, until they move or are let go of.
             let_go: Lanes that are about to be let go of.
         """
         reader = self._reader
@@ -621,6 +620,7 @@ class SQLiteSubscription(SQLiteSide):
             # Asked anew: another receive may have counted them meanwhile.
             begin = reader.uncounted(begin)
             survived = reader.survived(let_go)
+            begun = [(reader.next_deaths(lane), lane) for lane in begin]
             nothing = not (watermarks or begin or survived)
             if nothing and not (durable and self._unsynced):
                 return False
@@ -642,8 +642,8 @@ class SQLiteSubscription(SQLiteSide):
                 )
                 # Behind the watermarks, which begin the count anew.
                 connection.executemany(
-                    f"UPDATE watermark SET deaths = deaths + 1 {lane_is}",
-                    ((own, lane) for lane in begin),
+                    f"UPDATE watermark SET deaths = ? {lane_is}",
+                    ((deaths, own, lane) for deaths, lane in begun),
                 )
                 if nothing:
                     # A commit that changes nothing writes and syncs nothing, and earlier ones

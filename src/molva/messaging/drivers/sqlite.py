@@ -45,11 +45,11 @@ Design:
 
     A message that kills its consumer's process is found without a write for each message:
     the first hand-over in a lane is counted beside its watermark, which begins the count
-    anew when more is settled. Where two consumers in a row died without settling any, the
-    lane is read one message at a time, and how many had it is its attempt, so that it
-    becomes a dead letter in the end (``_lanes``). How often and for when a message was
-    nacked is not written down: a consumer that takes its lane over begins it at the first
-    attempt, at once.
+    anew when more is settled. Behind two deaths without progress the lane is read in groups,
+    behind a third one message at a time, and with each consumer that it was alone with it
+    has one attempt more, so that it becomes a dead letter in the end (``_lanes``). How often
+    and for when a message was nacked is not written down: a consumer that takes its lane
+    over begins it at the first attempt, at once.
 
     A consumer with nothing to do waits on a named pipe, which senders write to after each
     commit: it wakes within a millisecond and costs nothing until then. A sender that waits

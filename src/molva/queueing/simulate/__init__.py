@@ -91,14 +91,11 @@ def simulate(
     """
     if isinstance(model, str):
         model = Model.parse(model)
-    if jobs is None and precision is None:
-        jobs = _JOBS
     with libraries_named():
         from molva.queueing.simulate import run
 
-        return run.simulated(
-            model,
-            jobs=jobs,
+        wanted = run.Wanted(
+            jobs=_JOBS if jobs is None and precision is None else jobs,
             precision=precision,
             of=of,
             seed=seed,
@@ -107,8 +104,8 @@ def simulate(
             most_jobs=most_jobs,
             most_seconds=most_seconds,
             engine=engine,
-            progress=progress,
         )
+        return run.simulated(model, wanted, progress)
 
 
 def events(model: Model | str, jobs: int, seed: int = 0) -> list[Job]:

@@ -9,7 +9,7 @@ three times as much as it saves.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numba
 import numpy as np
@@ -20,6 +20,8 @@ from molva.queueing.simulate.draws import Floats
 from molva.queueing.simulate.tally import BIN_SHIFT, NEVER, Sum, Tally
 
 __all__ = ["CompiledLine", "compiled_play"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Servers up to which each number has code of its own. Each takes a second to compile, once.
 _MOST_CONSTANT: Final = 4
@@ -171,8 +173,7 @@ def _kernel(servers: int, room: int, heap: bool) -> Callable[..., None]:
         sums[_REFUSALS + 1] += off_sum
         sums[_REFUSALS + 2] += off_squares
 
-    compiled: Callable[..., None] = numba.njit(nogil=True, cache=True)(kernel)
-    return compiled
+    return _jit(kernel)
 
 
 @lru_cache
@@ -180,5 +181,14 @@ def compiled_play() -> "event_loop.Play":
     """Return the event loop, compiled."""
     for function in event_loop.PARTS:
         numba.extending.register_jitable(function)
-    compiled: event_loop.Play = numba.njit(nogil=True, cache=True)(event_loop.play)
+    return _jit(event_loop.play)
+
+
+def _jit(function: F) -> F:
+    """Return ``function`` compiled at its first call, and kept for later processes."""
+    try:
+        compiled: F = numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        # No folder can be written to, beside this file or in a home.
+        compiled = numba.njit(nogil=True)(function)
     return compiled

@@ -7,10 +7,14 @@ ninety-five contain the number that is estimated; five do not.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
+from molva.queueing.errors import ParameterError
 from molva.queueing.model import Model
 from molva.queueing.result import Flow, SteadyState
+
+if TYPE_CHECKING:
+    from molva.queueing.simulate.draws import Floats
 
 __all__ = ["SIMULATION", "ClassOfJobs", "Estimate", "SampledLaw", "SimulatedFlow", "Simulation"]
 
@@ -140,6 +144,7 @@ class Simulation:
         output: The flow of jobs that leave served.
         refusals: The flow of jobs that are refused; None where nobody ever can be.
         classes: By class, the most urgent first; empty where there are no priorities.
+        pseudo: What each batch says of a quantity, by name; the intervals are taken of these.
     """
 
     model: Model
@@ -166,7 +171,7 @@ class Simulation:
     refusals: SimulatedFlow | None
     classes: tuple[ClassOfJobs, ...] = ()
     road: str = SIMULATION
-    pseudo: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
+    pseudo: "Mapping[str, Floats]" = field(default_factory=dict, repr=False, compare=False)
 
     def wait_percentile(self, share: float) -> Estimate | None:
         """Return the wait that ``share`` of the admitted jobs do not exceed, in seconds."""
@@ -175,6 +180,35 @@ class Simulation:
     def time_in_system_percentile(self, share: float) -> Estimate | None:
         """Return the time in system that ``share`` do not exceed, in seconds."""
         return None if self.time_in_system is None else self.time_in_system.percentile(share)
+
+    def minus(self, other: "Simulation", quantity: str) -> Estimate:
+        """Return by how much ``quantity`` differs from that of ``other``, with its interval.
+
+        Under one seed both models get the same jobs, so chance moves both the same way and
+        the interval of the difference is narrower than those of the two.
+
+        Args:
+            other: Of the same jobs, warm-up and replications; give ``warm_up=`` to both.
+            quantity: ``mean_wait``, ``mean_time_in_system``, ``loss_probability`` or
+                ``probability_of_waiting``.
+
+        Raises:
+            ParameterError: The two runs cannot be compared.
+        """
+        mine, its = self.pseudo.get(quantity), other.pseudo.get(quantity)
+        if mine is None or its is None:
+            raise ParameterError(
+                f"a difference is of {', '.join(self.pseudo)}, not of {quantity!r}"
+            )
+        if len(mine) != len(its) or (self.jobs, self.warm_up) != (other.jobs, other.warm_up):
+            raise ParameterError(
+                "a difference is that of runs with the same jobs, warm-up and replications"
+            )
+        from molva.queueing.simulate.intervals import half_width
+
+        apart = mine - its
+        value, half = float(apart.mean()), half_width(apart)
+        return Estimate(value, value - half, value + half)
 
     def steady_state(self) -> SteadyState:
         """Return the values alone, as those of an analysis; ``error`` says how wide they are."""

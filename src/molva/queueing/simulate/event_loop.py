@@ -13,7 +13,31 @@ service ends and the next begins, patience ends, a job arrives.
 from collections.abc import Callable, MutableSequence
 from typing import Final, NamedTuple
 
-__all__ = ["PARTS", "Board", "Counter", "Drawn", "Log", "Order", "Play", "Rules", "play"]
+__all__ = [
+    "PARTS",
+    "Board",
+    "Counter",
+    "Drawn",
+    "Log",
+    "Order",
+    "Play",
+    "Rules",
+    "begin",
+    "chosen",
+    "drop_end",
+    "drop_leaf",
+    "interruptible",
+    "lift_end",
+    "lift_leaf",
+    "pass_time",
+    "play",
+    "push_end",
+    "push_leaf",
+    "record",
+    "serve_next",
+    "stand",
+    "take",
+]
 
 # Columns: lists in plain Python, arrays of numpy where compiled.
 Numbers = MutableSequence[float]

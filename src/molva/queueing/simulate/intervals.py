@@ -15,7 +15,15 @@ from molva.queueing.simulate.draws import Floats
 from molva.queueing.simulate.estimate import Estimate
 from molva.queueing.simulate.tally import Integers
 
-__all__ = ["Histogram", "Quantity", "interval", "lag_correlation", "pseudo_values", "student"]
+__all__ = [
+    "Histogram",
+    "Quantity",
+    "half_width",
+    "interval",
+    "lag_correlation",
+    "pseudo_values",
+    "student",
+]
 
 # A function of sums: of an array whose last axis is that of a tally's sums.
 Quantity = Callable[[Floats], Floats]
@@ -102,7 +110,7 @@ class Histogram:
             is_exact: Whether all times are whole numbers of units.
         """
         # Most bins are empty; a result that is kept should not be large for that.
-        used = np.flatnonzero(counts.any(axis=0))
+        used = np.flatnonzero(counts.sum(axis=0))
         last = int(used[-1]) + 1 if used.size else 1
         self.counts = counts[:, :last].copy()
         self._edges, self._unit, self._is_exact = edges[: last + 1], unit, is_exact

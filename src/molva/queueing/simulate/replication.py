@@ -32,6 +32,8 @@ class Replication:
         cells: What was counted after the warm-up, in order.
         jobs: Arrivals played, those of the warm-up among them.
         warm_up: Arrivals of the warm-up.
+        compiled: Whether by the compiled kernels.
+        stopped: Set from another thread to end the run within a chunk; it is then of no use.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Replication:
         self.jobs = 0
         self.warm_up = 0
         self.cell_size = 0
+        self.stopped = False
+        self.compiled = compiled
 
     def warm(self, measure: int) -> None:
         """Play the beginning, and forget it."""
@@ -63,7 +67,7 @@ class Replication:
             cell_size: Of the first call; later ones are as long as those that are there.
         """
         self.cell_size = self.cell_size or cell_size
-        while len(self.cells) < cells:
+        while len(self.cells) < cells and not self.stopped:
             self.cells.append(self._play(self.cell_size))
         while len(self.cells) > _MOST_CELLS and len(self.cells) % 2 == 0:
             for first, second in zip(self.cells[::2], self.cells[1::2], strict=True):
@@ -73,7 +77,7 @@ class Replication:
 
     def _play(self, measure: int) -> Tally:
         tally = Tally(self._classes)
-        while measure > 0:
+        while measure > 0 and not self.stopped:
             gaps, done = self._source.take(measure, CHUNK)
             if gaps.size:
                 self._station.play(gaps, self._demands.take(gaps.size), tally)

@@ -4,7 +4,9 @@ from typing import Final
 
 import numpy as np
 
-from molva.queueing.model import Model, Priority
+from molva.queueing.distributions import General
+from molva.queueing.errors import ParameterError
+from molva.queueing.model import Model, Priority, Renewal
 from molva.queueing.simulate.draws import Floats
 from molva.queueing.simulate.estimate import (
     ClassOfJobs,
@@ -20,7 +22,7 @@ from molva.queueing.simulate.intervals import (
     pseudo_values,
 )
 from molva.queueing.simulate.replication import Replication
-from molva.queueing.simulate.tally import Sum, bin_edges, least_bin
+from molva.queueing.simulate.tally import BINS, Sum, bin_edges, least_bin
 from molva.queueing.simulate.units import Clock
 
 __all__ = ["MEASURES", "batches_of", "measured", "summarised"]
@@ -104,15 +106,15 @@ def summarised(
         notes += (
             "neighbouring batches are alike, so the intervals are too narrow: play more jobs",
         )
+    if _has_only_moments(model):
+        notes += ("G was played as a gamma distribution; others with its moments differ",)
     unit = float(clock.unit)
     servers = model.servers
-    loss = interval(sums, _LOSS)
-    assert loss is not None
+    loss = _must(interval(sums, _LOSS))
     if loss.value == 0 and model.waiting is not None and servers is not None:
         loss = Estimate(0.0, 0.0, min(1.0, _UNSEEN / float(sums[:, Sum.ARRIVED].sum())))
     some_left = float(sums[:, Sum.LEFT].sum()) > 0
-    throughput = interval(sums, _scaled(_served, 1 / unit))
-    assert throughput is not None
+    throughput = _must(interval(sums, _scaled(_served, 1 / unit)))
     return Simulation(
         model=model,
         seed=seed,
@@ -157,6 +159,12 @@ def summarised(
     )
 
 
+def _has_only_moments(model: Model) -> bool:
+    gap = model.arrivals.gap if isinstance(model.arrivals, Renewal) else None
+    laws = (gap, model.service, model.patience)
+    return any(isinstance(law, General) and law.scv > 0 for law in laws)
+
+
 def _batches_each(runs: list[Replication], quantity: Quantity) -> int:
     """Return how many batches the cells of each replication are joined to.
 
@@ -167,14 +175,13 @@ def _batches_each(runs: list[Replication], quantity: Quantity) -> int:
     most = max(_BATCHES / len(runs), 1.0)
     least = min(_LEAST_BATCHES / len(runs), float(cells))
     fitting = [number for number in choices if number <= most * 1.5] or choices[-1:]
+    chosen = fitting[0]
     for number in fitting:
         if number < least:
             break
         chosen = number
         if _correlation(runs, number, quantity) <= _MOST_CORRELATED:
             break
-    else:
-        return chosen
     return chosen
 
 
@@ -194,15 +201,13 @@ def _joined(runs: list[Replication], each: int) -> Floats:
 
 
 def _law(runs: list[Replication], each: int, which: str, model: Model, clock: Clock) -> Histogram:
-    counts = [
-        np.stack([getattr(cell, which) for cell in run.cells]).reshape(
-            each, len(run.cells) // each, -1
-        )
-        for run in runs
-    ]
+    counts = np.zeros((len(runs) * each, BINS), np.int64)
+    for number, run in enumerate(runs):
+        size = len(run.cells) // each
+        for at, cell in enumerate(run.cells):
+            counts[number * each + at // size] += getattr(cell, which)
     edges = bin_edges(least_bin(clock.units(model.service.mean)))
-    together = np.concatenate([count.sum(axis=1) for count in counts])
-    return Histogram(together, edges, float(clock.unit), is_exact=clock.is_exact)
+    return Histogram(counts, edges, float(clock.unit), is_exact=clock.is_exact)
 
 
 def _classes(model: Model, sums: Floats, unit: float) -> tuple[ClassOfJobs, ...]:
@@ -240,5 +245,6 @@ def _positive(estimate: Estimate | None) -> Estimate | None:
 
 
 def _must(estimate: Estimate | None) -> Estimate:
-    assert estimate is not None
+    if estimate is None:
+        raise ParameterError("the run is too short to say anything: play more jobs")
     return estimate

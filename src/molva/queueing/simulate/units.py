@@ -59,17 +59,17 @@ def clock_of(model: Model) -> Clock:
     if isinstance(model.arrivals, Renewal):
         laws.append(model.arrivals.gap)
     elif isinstance(model.arrivals, Recorded):
-        # As times they are multiples of a step themselves, as instants after the first.
-        instants = model.arrivals.instants
-        assert isinstance(instants, Trace)
-        first = min(instants.values)
-        laws.append(Trace(instants.path, instants.unit, tuple(v - first for v in instants.values)))
+        laws.append(model.arrivals.instants)
     else:
         laws.append(None)  # a rate that varies: its gaps have no common measure
     varies = False
     for law in laws:
         fixed = as_deterministic(law)
-        step = _trace_step(law.values) if isinstance(law, Trace) else None
+        step = None
+        if isinstance(law, Trace):
+            # Times are multiples of a step themselves, instants only from the first on.
+            instants = isinstance(model.arrivals, Recorded) and law is model.arrivals.instants
+            step = _trace_step(law.values, law.values[0] if instants else 0.0)
         if fixed is not None:
             constant.append(fixed.mean)
         elif step is not None:
@@ -91,13 +91,15 @@ def _common_measure(times: list[Fraction]) -> Fraction | None:
     return Fraction(math.gcd(*(int(time * below) for time in times)), below)
 
 
-def _trace_step(values: tuple[float, ...]) -> Fraction | None:
-    """Return the largest step that all ``values`` are multiples of, if there is one."""
+def _trace_step(values: tuple[float, ...], first: float) -> Fraction | None:
+    """Return the largest step in which all ``values`` lie from ``first``, if there is one."""
     array = np.asarray(values)
+    largest = float(np.abs(array).max())
+    array = array - first
     for decimals in range(_TRACE_DECIMALS + 1):
         scaled = array * 10.0**decimals
-        # What is left of the rounding of a difference, and of the unit in the file.
-        noise = np.abs(scaled).max() * 2.0**-44
+        # What rounding leaves of a difference, and of the unit in the file.
+        noise = largest * 10.0**decimals * 2.0**-50
         if noise > 0.1:
             return None
         whole = np.rint(scaled)

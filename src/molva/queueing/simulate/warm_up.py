@@ -41,7 +41,8 @@ def memory_in_jobs(model: Model) -> float:
     if model.servers is None:
         return least
     utilisation = load / model.servers
-    memory = math.inf
+    # A schedule may be loaded fully; it settles within a service or two.
+    memory = math.inf if spread else 0.0
     if utilisation < 1:
         memory = 2 * spread * utilisation / (1 - utilisation) ** 2
     if model.waiting is not None:
