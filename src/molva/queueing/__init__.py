@@ -2,6 +2,7 @@
 
 ``Model`` reads the notation, ``analyse`` computes the steady state and says by which road
 and from which source, ``simulate`` plays it and gives every number with its interval.
+``Timeline``, ``Plot`` and ``Topology`` draw: who arrives when, what load does, who is joined.
 Importing this loads neither numpy nor scipy; what is computed numerically, or simulated, does,
 when it is asked for.
 """
@@ -25,8 +26,11 @@ from molva.queueing.errors import (
     UnstableError,
 )
 from molva.queueing.model import Model
+from molva.queueing.plot import Plot
 from molva.queueing.result import Flow, SteadyState
 from molva.queueing.simulate import Estimate, Simulation, events, simulate
+from molva.queueing.timeline import Timeline
+from molva.queueing.topology import Topology
 
 __all__ = [
     "METHODS",
@@ -39,8 +43,11 @@ __all__ = [
     "NoAnalysisError",
     "NotationError",
     "ParameterError",
+    "Plot",
     "Simulation",
     "SteadyState",
+    "Timeline",
+    "Topology",
     "TraceError",
     "UnstableError",
     "analyse",

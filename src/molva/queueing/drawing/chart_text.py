@@ -52,14 +52,23 @@ def _chart(chart: Chart, width: int) -> str:
         f"{marks.get(row, ''):>{_MARGIN - 1}} {'┤' if row in marks else '│'}{''.join(cells)}"
         for row, cells in enumerate(grid)
     ]
-    legend = "   ".join(
-        f"{sign} {line.name}" for line, sign in zip(chart.lines, _SIGNS, strict=False)
-    )
-    if chart.points:
-        legend += f"   {_PRESENT} this model"
+    names = [f"{sign} {line.name}" for line, sign in zip(chart.lines, _SIGNS, strict=False)]
+    legend = _legend(names + [f"{_PRESENT} this model"] * bool(chart.points), columns)
     head = f"{chart.title} ({chart.y_label})"
-    shown = [head, *lines, *_x_axis(chart, columns), f"{'':<{_MARGIN}} {legend}"]
+    shown = [head, *lines, *_x_axis(chart, columns), *legend]
     return "\n".join(each.rstrip() for each in shown)
+
+
+def _legend(names: list[str], columns: int) -> list[str]:
+    """Return the names side by side, on as many lines as they need."""
+    rows = [""]
+    for name in names:
+        longer = f"{rows[-1]}   {name}" if rows[-1] else name
+        if rows[-1] and len(longer) > columns:
+            rows.append(name)
+        else:
+            rows[-1] = longer
+    return [f"{'':<{_MARGIN}} {row}" for row in rows]
 
 
 def _value(line: Line, x: float) -> float | None:
