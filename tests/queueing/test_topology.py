@@ -230,6 +230,15 @@ def test_an_svg_holds_every_node_and_every_link(kind: Kind, tmp_path: Path) -> N
     assert all(member in text for member in topology.members)
 
 
+def test_a_name_is_written_as_it_is(tmp_path: Path) -> None:
+    topology = Topology.of("queue", services=["pay $now", r"$\bad{$", "<b> & co"])
+
+    topology.save(tmp_path / "topology.svg")
+
+    text = "".join(ElementTree.parse(tmp_path / "topology.svg").getroot().itertext())
+    assert all(name in text for name in topology.members)
+
+
 def test_a_picture_of_too_many_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="up to 60 members; there are 61"):
         Topology.of("queue", services=61).save(tmp_path / "topology.png")

@@ -213,6 +213,16 @@ class Topology:
             nodes.append(Node(role, role, True, whole, whole, whole))
         return tuple(nodes)
 
+    @property
+    def spokes(self) -> dict[str, tuple[str, ...]]:
+        """The members at each hub of ``hub-and-spoke``, in their order; else nothing."""
+        found: dict[str, list[str]] = {hub: [] for hub in self.members[: self.hubs]}
+        if self.hubs:
+            hub_of = _Chain(self).at
+            for index in range(self.hubs, len(self.members)):
+                found[self.members[hub_of[index]]].append(self.members[index])
+        return {hub: tuple(names) for hub, names in found.items()}
+
     def edges(self) -> list[tuple[str, str]]:
         """Return every one-way link that carries messages, as (from, to).
 

@@ -30,6 +30,8 @@ _STYLE: Final = {
     "axes.titlelocation": "left",
     "figure.facecolor": "white",
     "hatch.linewidth": 0.6,
+    # A $ in a name is a $, and begins no formula.
+    "text.parse_math": False,
 }
 
 

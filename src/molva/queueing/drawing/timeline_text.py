@@ -69,11 +69,11 @@ def summary(timeline: Timeline) -> str:
     parts.append(f"{len(timeline.departures)} departed")
     shares = timeline.busy_shares
     if shares and timeline.model.servers is not None:
-        mean = float(sum(shares, Fraction(0)) / len(shares))
-        who = (
-            "server" if len(shares) == 1 else "each server" if len(set(shares)) == 1 else "servers"
-        )
-        parts.append(f"{who} busy {100 * mean:.4g} %" + " in the mean" * (len(set(shares)) > 1))
+        busy = f"busy {100 * float(sum(shares, Fraction(0)) / len(shares)):.4g} %"
+        if len(set(shares)) > 1:
+            parts.append(f"servers {busy} in the mean")
+        else:
+            parts.append(f"{'server' if len(shares) == 1 else 'each server'} {busy}")
     return ", ".join(parts)
 
 
@@ -153,10 +153,9 @@ def _spans(spans: Iterable[tuple[str, Fraction, Fraction]], start: str, fill: st
         for name, begin, end in named:
             first, last = column(begin), max(column(end), column(begin) + 1)
             room = last - first
-            shown = (
-                name if len(name) < room or len(name) == room == 1 else start if room > 1 else ""
-            )
-            row[first:last] = shown + fill * (room - len(shown))
+            fits = len(name) < room or len(name) == room == 1
+            head = name if fits else start if room > 1 else fill
+            row[first:last] = head + fill * (room - len(head))
         return "".join(row)
 
     return paint

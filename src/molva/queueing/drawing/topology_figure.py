@@ -102,9 +102,8 @@ def _size(nodes: int) -> float:
 def _places(topology: Topology) -> dict[str, _Place]:
     if topology.kind == "hub-and-spoke":
         return _hubs_and_spokes(topology)
-    middle = (
-        {} if topology.kind == "full-mesh" else {topology.kind.removeprefix("one-"): (0.0, 0.0)}
-    )
+    centre = {"one-hub": "hub", "queue": "queue"}.get(topology.kind)
+    middle = {} if centre is None else {centre: (0.0, 0.0)}
     if set(topology.sources) & set(topology.receivers):
         return _around(topology.members) | middle
     left, right = _column(topology.sources, -1.0), _column(topology.receivers, 1.0)
@@ -130,14 +129,9 @@ def _hubs_and_spokes(topology: Topology) -> dict[str, _Place]:
         return {members[0]: (0.0, 0.0)} | _around(members[1:])
     slot = 2 / count
     hubs = {hub: (-1 + slot * (index + 0.5), 0.0) for index, hub in enumerate(members[:count])}
-    spokes: dict[str, list[str]] = {hub: [] for hub in hubs}
-    for a, b in topology.edges():
-        for hub, spoke in ((a, b), (b, a)):
-            if hub in hubs and spoke not in hubs and spoke not in spokes[hub]:
-                spokes[hub].append(spoke)
     places = dict(hubs)
-    for hub, (x, _) in hubs.items():
-        mine = spokes[hub]
+    for hub, mine in topology.spokes.items():
+        x, _ = hubs[hub]
         above = (len(mine) + 1) // 2
         for row, y in ((mine[:above], _SPOKE), (mine[above:], -_SPOKE)):
             for index, spoke in enumerate(row):

@@ -61,11 +61,8 @@ def compared(topologies: Sequence[Topology]) -> str:
     for topology in topologies:
         worst = max(topology.nodes, key=lambda node: (node.lost, node.lost_by_others))
         lost, others = _percent(worst.lost), _percent(worst.lost_by_others)
-        count = topology.links
-        hops = _hops(topology)
-        rows.append(
-            (topology.kind, str(count.connections), str(count.one_way), hops, f"{lost}", others)
-        )
+        both, one = map(str, (topology.links.connections, topology.links.one_way))
+        rows.append((topology.kind, both, one, _hops(topology), lost, others))
     said = "\n".join(f"{each.kind}: {each.shorthand}" for each in topologies)
     return "\n\n".join([_members(topologies[0]), _table(rows), said])
 
@@ -122,13 +119,9 @@ def _matrix(topology: Topology) -> list[str]:
 
 def _trees(topology: Topology) -> list[str]:
     """Return the hubs one below the other, the spokes of each to the right of it."""
-    hubs = topology.members[: topology.hubs]
+    spokes = topology.spokes
+    hubs = list(spokes)
     wide = max(map(len, hubs)) + 1
-    spokes: dict[str, list[str]] = {hub: [] for hub in hubs}
-    for a, b in topology.edges():
-        for hub, spoke in ((a, b), (b, a)):
-            if hub in spokes and spoke not in spokes and spoke not in spokes[hub]:
-                spokes[hub].append(spoke)
     rows = []
     for hub in hubs:
         mine = spokes[hub]
