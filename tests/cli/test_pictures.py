@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,25 @@ def test_a_picture_is_written_beside_what_is_printed(
 
 
 @pytest.mark.parametrize(
+    ("missing", "command", "extra"),
+    [
+        ("numpy", ["timeline", "D(1ms)/D(0.5ms)/1"], "queueing"),
+        ("matplotlib", ["topology", "--services", "3", "--plot", "x.svg"], "plot"),
+    ],
+)
+def test_a_missing_library_is_said_to_be_of_an_extra(
+    missing: str, command: list[str], extra: str
+) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from molva.cli.main import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == USAGE
+    assert f"pip install 'molva[{extra}]'" in result.stderr
+
+
+@pytest.mark.parametrize(
     ("command", "words"),
     [
         (("timeline", "D(1)/D(1ms)/1"), "1 has no unit"),
@@ -186,6 +206,7 @@ def test_a_picture_is_written_beside_what_is_printed(
         (("timeline", "D(1ms)/D(1ms)/1", "--duration", "1h"), "played for at most 100000"),
         (("timeline", "D(1ms)/D(1ms)/1", "--plot", "x.gif"), "ends in .png, .svg, .txt"),
         (("timeline", "D(1ms)/D(1ms)/1", "--plot", "/no/x.svg"), "cannot be written"),
+        (("timeline", "D(1ms)/D(1ms)/1", "--plot", "/tmp"), "ends in .png, .svg, .txt"),
         (("model", "M(8/s)/M(1s)/10", "--plot", "x"), "ends in .png, .svg, .txt"),
         (("topology", "ring", "--services", "3"), "unknown topology 'ring'"),
         (("topology", "mesh", "--services", "3"), "did you mean 'full-mesh'?"),

@@ -5,10 +5,13 @@ import struct
 import subprocess
 import sys
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
+from molva.queueing import Timeline, Topology
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -53,6 +56,16 @@ def test_a_picture_of_dots_has_the_size_that_the_code_gives_it(drawn: Path) -> N
     ]
 
     assert sizes[0] == sizes[1]
+
+
+def test_drawings_in_the_manual_are_what_is_printed() -> None:
+    text = (ROOT / "docs" / "queueing-pictures.md").read_text()
+    blocks = re.findall(r"^```text\n(.*?)\n^```$", text, re.MULTILINE | re.DOTALL)
+
+    adder = Timeline.of("2*D(1ms)/D(0.5ms)/1/1", duration=Fraction("0.004"))
+    queue = Topology.of("queue", sources=3, receivers=["billing", "mail"])
+
+    assert blocks == [adder.text(80), queue.text(80)]
 
 
 def test_every_picture_is_in_the_manual() -> None:

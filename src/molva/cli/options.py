@@ -169,7 +169,7 @@ def plot_option(command: F) -> F:
     return click.option(
         "--plot",
         envvar="MOLVA_PLOT",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=click.Path(path_type=Path),
         metavar="FILE",
         help="Draw it, too: a file that ends in .png, .svg or .txt.",
     )(command)
