@@ -105,6 +105,7 @@ def _document(result: "Simulation") -> dict[str, object]:
     return {
         "model": str(result.model),
         "road": result.road,
+        "source": result.source,
         "jobs": result.jobs,
         "warm_up_jobs": result.warm_up,
         "replications": result.replications,
@@ -157,6 +158,7 @@ def _table(result: "Simulation") -> str:
     rows = [
         ("model", str(result.model)),
         ("road", result.road),
+        ("source", result.source),
         ("jobs", f"{played}; the first {result.warm_up:,} not counted"),
         ("utilisation", _text(result.utilisation, share_text)),
         ("refused", _text(result.loss_probability, share_text)),

@@ -121,6 +121,7 @@ class Simulation:
     Attributes:
         model: What was simulated.
         road: ``simulation, 95 % interval``.
+        source: How it was played, and where that and the intervals are from.
         seed: The same seed, jobs and replications give the same numbers.
         jobs: Arrivals that were played, in all replications together.
         warm_up: Of them, those at the beginning that were not counted.
@@ -148,6 +149,7 @@ class Simulation:
     """
 
     model: Model
+    source: str
     seed: int
     jobs: int
     warm_up: int
@@ -218,7 +220,7 @@ class Simulation:
             model=self.model,
             road=self.road,
             method="simulation",
-            source=f"{self.jobs} jobs, seed {self.seed}, batch means by the jackknife",
+            source=self.source,
             error=f"{what} from {wait.low:.6g} to {wait.high:.6g}",
             utilisation=_value(self.utilisation),
             loss_probability=self.loss_probability.value,

@@ -13,7 +13,7 @@ from molva.queueing.simulate.fcfs import PlainLine
 from molva.queueing.simulate.tally import NEVER, Sum, Tally, flow_into, jobs_into, least_bin
 from molva.queueing.simulate.units import Clock
 
-__all__ = ["Station", "station_of"]
+__all__ = ["Station", "is_first_come", "station_of"]
 
 
 class Station(Protocol):
@@ -26,14 +26,20 @@ class Station(Protocol):
 def station_of(model: Model, clock: Clock, demands: Demands, *, compiled: bool) -> Station:
     """Return an empty station of ``model``."""
     least = least_bin(clock.units(model.service.mean))
-    first_come = model.discipline == "fifo" and model.patience is None
-    if first_come and model.servers is not None and not isinstance(model.service, Bulk):
+    if is_first_come(model):
+        assert model.servers is not None
         if not compiled:
             return PlainLine(model.servers, model.waiting, least)
         from molva.queueing.simulate.compiled import CompiledLine
 
         return CompiledLine(model.servers, model.waiting, least)
     return _Events(model, clock, demands, least, compiled=compiled)
+
+
+def is_first_come(model: Model) -> bool:
+    """Whether the recursion of Kiefer and Wolfowitz plays ``model``; else the event loop does."""
+    in_order = model.discipline == "fifo" and model.patience is None
+    return in_order and model.servers is not None and not isinstance(model.service, Bulk)
 
 
 # Columns of the board that hold times; the others hold places.

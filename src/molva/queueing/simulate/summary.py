@@ -22,6 +22,7 @@ from molva.queueing.simulate.intervals import (
     pseudo_values,
 )
 from molva.queueing.simulate.replication import Replication
+from molva.queueing.simulate.station import is_first_come
 from molva.queueing.simulate.tally import BINS, Sum, bin_edges, least_bin
 from molva.queueing.simulate.units import Clock
 
@@ -41,6 +42,12 @@ _MOST_CORRELATED: Final = 1.645
 # Refusals that none in N jobs cannot exclude: more than 3.7 expected would have shown one, in
 # 97.5 % of such runs.
 _UNSEEN: Final = 3.689
+
+
+# Where the numbers are from, as reports print it.
+_INTERVALS: Final = "intervals by batch means and the jackknife (Miller, 1974)"
+_LINE: Final = f"played by the recursion of Kiefer and Wolfowitz (1955); {_INTERVALS}"
+_EVENTS: Final = f"played event by event; {_INTERVALS}"
 
 
 def _ratio(above: int, below: int, scale: float = 1.0) -> Quantity:
@@ -117,6 +124,7 @@ def summarised(
     throughput = _must(interval(sums, _scaled(_served, 1 / unit)))
     return Simulation(
         model=model,
+        source=_LINE if is_first_come(model) else _EVENTS,
         seed=seed,
         jobs=sum(run.jobs for run in runs),
         warm_up=sum(run.warm_up for run in runs),
