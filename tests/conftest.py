@@ -147,10 +147,13 @@ def skip_without(tool: str, reason: str) -> NoReturn:
 
 
 _servers = pytest.StashKey[SharedServers]()
+_used: set[str] = set()  # lines that say which servers were used
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_servers] = SharedServers()
+    # Whoever runs the tests in the background may have them ignore it, and so all children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -193,13 +196,29 @@ def postgresql_url(pytestconfig: pytest.Config) -> str:
     return pytestconfig.stash[_servers].url("postgresql")
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell which servers were used; in a worker of pytest-xdist, to whoever prints it."""
+    config = session.config
+    used = {
+        f"tested with {server.name} {server.version or 'of unknown version'} ({server.source})"
+        for server in config.stash[_servers].used()
+    }
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["used"] = sorted(used)
+    else:
+        _used.update(used)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker of pytest-xdist has used."""
+    _used.update(getattr(node, "workeroutput", {}).get("used", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly what was not tested: a skip that nobody sees looks like a success."""
-    for server in config.stash[_servers].used():
-        version = server.version or "of unknown version"
-        terminalreporter.line(f"tested with {server.name} {version} ({server.source})")
+    for line in sorted(_used):
+        terminalreporter.line(line)
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         terminalreporter.section("NOT TESTED HERE", red=True, bold=True)

@@ -1,5 +1,6 @@
 """Opening SQLite files of ours: identity, versions, settings."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -188,3 +189,15 @@ def test_a_transaction_is_all_or_nothing(path: Path) -> None:
 def test_a_probe_measures_and_leaves_nothing(tmp_path: Path) -> None:
     assert 0.0 < probe_fsync(tmp_path) < 5.0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_synced_is_one_clear_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(UnusableFileError, match="the folder of the ledger cannot be synced"):
+        _open(path)

@@ -1,5 +1,6 @@
 """Kafka in KRaft mode: one process is broker and controller, with a small heap."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -270,7 +271,14 @@ def _java(*arguments: str) -> list[str]:
 def _download(folder: Path) -> None:
     """Have Maven copy the jars, all or none: a folder that is there is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="kafka-") as made:
+    with (
+        # Maven does not expect a second one in its own cache.
+        (folder.parent / "maven.lock").open("w") as lock,
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix="kafka-") as made,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return
         done = subprocess.run(
             [
                 *("mvn", "--quiet", "--batch-mode", "--file", str(_POM)),

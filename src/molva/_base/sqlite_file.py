@@ -154,7 +154,12 @@ def open_sqlite(
     if vfs is None:
         # Each time: whoever made the file may have been killed before it came this far.
         # SQLite syncs files, not the entry of a new main file in its folder.
-        _sync_directory(os.path.dirname(os.path.abspath(path)))
+        try:
+            _sync_directory(os.path.dirname(os.path.abspath(path)))
+        except OSError as error:
+            connection.close()
+            problem = f"the folder of the {kind} cannot be synced now ({error})"
+            raise UnusableFileError(path, problem) from error
     return connection
 
 
