@@ -27,10 +27,10 @@ CASES: Final = {
     "E2/LN/2/5": ("E2(2.2/s)/LN(mean=1s,scv=1.5)/2/5", 1.3334109, 500, 12),
 }
 TURNS: Final = 3
-OURS: Final = 40_000_000
+OURS: Final = 20_000_000
 
 # What each takes some seconds for; Ciw's memory grows by a kilobyte a job.
-THEIRS: Final = {"ciw": 100_000, "simpy": 150_000, "line-solver": 3_000_000}
+THEIRS: Final = {"ciw": 60_000, "simpy": 80_000, "line-solver": 2_000_000}
 
 
 def queueing() -> None:
@@ -79,8 +79,8 @@ def _rate(spec: str, jobs: int, engine: str = "compiled") -> float:
 def _peer_rate(each: Peer, case: str, known: float) -> float:
     jobs = THEIRS[each.name]
     answer = each.ask(case, jobs)
-    # Whoever plays another model is no peer. Runs of this length are within a few per cent.
-    if abs(answer["mean_wait"] / known - 1) > 0.25:
+    # Whoever plays another model is no peer. Runs of this length are off by some 10 %.
+    if abs(answer["mean_wait"] / known - 1) > 0.35:
         raise RuntimeError(f"{each.name} waits {answer['mean_wait']} on {case}, not {known}")
     return jobs / float(answer["seconds"])
 
@@ -132,7 +132,7 @@ def _plain(report: Report, case: str, theirs: list[float]) -> None:
 
 def _same_number(report: Report, peers: list[Peer]) -> None:
     """Compare runs of the very same number of jobs, in which our start and summary weigh most."""
-    jobs = 300_000
+    jobs = 100_000
     for case, (spec, _, _, _) in CASES.items():
         ours = statistics.median(jobs / _rate(spec, jobs) for _ in range(5))
         parts = []

@@ -63,6 +63,8 @@ OTHERS = [
     "M(4000/s)/bulk(16, 2ms + 0.1ms*k)/1/inf",
     "E2(2/s)/M(1s)/1/2/random/patience(D(1s))",
     "2*D(1s)/D(3s)/2/3/lifo/patience(D(4s))",
+    # The server is free at the very instant at which patience ends: the job is served.
+    "D(1s)/D(3s)/1/5/patience(D(2s))",
     "M(90/s)/bulk(3,1s+0.1s*k)/40/7/lifo/patience(M(2s))",
 ]
 
