@@ -131,6 +131,16 @@ def test_the_lowest_place_that_is_free_is_taken() -> None:
     ]
 
 
+def test_a_place_that_was_left_is_taken_again_before_a_higher_one() -> None:
+    fifo = over("D(1ms)/D(1.5ms)/1/2", 0, 6)
+
+    # Job 4 leaves place 1 at 4.5 ms, while job 5 is in place 2; job 6 comes at 5 ms.
+    assert [(stay.place, stay.job) for stay in fifo.stays] == [
+        *[(1, 2), (1, 3), (1, 4), (1, 6)],
+        (2, 5),
+    ]
+
+
 def test_jobs_that_gave_up_waited_until_then() -> None:
     short = over("2*D(4ms)/D(3ms)/1/1/patience(D(1ms))", 0, 8)
 
