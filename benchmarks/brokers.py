@@ -7,7 +7,7 @@ one server, so that a noisy machine is noisy for both.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from benchmarks.report import Report
@@ -26,7 +26,7 @@ __all__ = ["IN_FLIGHT", "Peer", "against_raw"]
 IN_FLIGHT: Final = 256
 _TURNS: Final = 5
 # Body size to the number of messages a turn: a second's work, or a little less.
-_SIZES: Final = {16: 40_000, 1_024: 30_000, 65_536: 1_500}
+_NUMBERS: Final = {16: 40_000, 1_024: 30_000, 65_536: 1_500}
 _BATCH: Final = 1_000
 
 
@@ -46,11 +46,21 @@ class Peer(Protocol):
         ...
 
     def receive(self, topic: str, number: int) -> float:
-        """Receive and settle so many in batches, from the oldest on."""
+        """Receive and settle so many in batches, from the oldest on.
+
+        As whoever works on them: body, key and id of each are taken in hand.
+        """
         ...
 
 
-def against_raw(name: str, title: str, url: str, peer: Peer, new_topic: Callable[[], str]) -> None:
+def against_raw(
+    name: str,
+    title: str,
+    url: str,
+    peer: Peer,
+    new_topic: Callable[[], str],
+    numbers: Mapping[int, int] = _NUMBERS,
+) -> None:
     """Measure a broker's driver against its raw client library; write the report.
 
     Args:
@@ -59,6 +69,7 @@ def against_raw(name: str, title: str, url: str, peer: Peer, new_topic: Callable
         url: Where the broker is.
         peer: The raw client library.
         new_topic: Makes a name of a topic that is not there yet.
+        numbers: How many messages a turn for each size of a body.
     """
     report = Report(
         name,
@@ -66,7 +77,7 @@ def against_raw(name: str, title: str, url: str, peer: Peer, new_topic: Callable
         f"{_TURNS} turns, ours and theirs one after the other in each, on one server and the same "
         f"topics' settings; each message has a key and an id of 16 bytes; {IN_FLIGHT} in flight.",
     )
-    for size, number in _SIZES.items():
+    for size, number in numbers.items():
         many, raw_many, tasks, taken, raw_taken = ([] for _ in range(5))
         for _ in range(_TURNS):
             topic, raw_topic = new_topic(), new_topic()
@@ -140,5 +151,8 @@ async def _receive(url: str, number: int) -> float:
 
 async def _settle_batch(subscription: Subscription) -> int:
     deliveries = await subscription.receive(_BATCH)
+    for delivery in deliveries:
+        message = delivery.message
+        message.body, message.key, message.id  # noqa: B018 - as whoever works on it
     await subscription.settle([(delivery, Action.ACK) for delivery in deliveries])
     return len(deliveries)

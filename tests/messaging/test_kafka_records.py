@@ -129,10 +129,28 @@ def test_headers_of_somebody_else_are_read_as_well_as_can_be() -> None:
     assert message.headers == {"a": "1", "b": "", "c": "\\xff"}
 
 
-def test_a_mark_of_the_wrong_length_is_no_mark() -> None:
-    message = message_of(foreign(headers=[("molva-id", b"short"), ("molva-ttl", b"x")]))
+@pytest.mark.parametrize(
+    "marks",
+    [
+        [("molva-id", b"short")],
+        [("molva-id", None)],
+        [("molva-id", b"sixteen bytes it"), ("molva-ttl", b"soon")],
+        [("molva-id", b"sixteen bytes it"), ("molva-ttl", b"nan")],
+        [("molva-id", b"sixteen bytes it"), ("molva-ttl", b"-1")],
+        [("molva-id", b"sixteen bytes it"), ("molva-ttl", None)],
+        [("molva-id", b"sixteen bytes it"), ("molva-headers", b"{")],
+        [("molva-id", b"sixteen bytes it"), ("molva-headers", b"[1]")],
+        [("molva-id", b"sixteen bytes it"), ("molva-headers", b'{"b": 1}')],
+    ],
+)
+def test_a_mark_that_is_none_of_ours_is_a_header_like_others(
+    marks: list[tuple[str, bytes | None]],
+) -> None:
+    message = message_of(foreign(headers=[*marks, ("a", b"1")]))
 
-    assert message.headers == {"molva-id": "short", "molva-ttl": "x"}
+    shown = {name: "" if content is None else content.decode() for name, content in marks}
+    assert message.headers == {**shown, "a": "1"}
+    assert message.id != b"sixteen bytes it"
 
 
 @pytest.mark.parametrize("name", ["ratings", "a.b_c-D9", "x" * 200])

@@ -357,17 +357,34 @@ def test_a_lane_that_is_a_log_of_its_own_is_handed_over_and_settled_by_the_batch
     others = reader.deliver_of(1, [0])
     stale = LaneToken(0, 99, 5, 1, 1)
 
-    outcomes = reader.settle_many([tokens[0], tokens[2], tokens[2], stale])
+    lost = reader.settle_many([tokens[0], tokens[2], tokens[2], stale])
     moved = reader.advance()
 
-    lost, settled = Outcome.LEASE_LOST, Outcome.SETTLED
-    assert outcomes == [settled, settled, lost, lost]
+    assert lost == [2, 3]
     assert moved
     assert reader.open == 2
     assert reader.unwritten() == [Watermark(0, 5, 1)]  # 6 is open, and 8 behind it
     reader.settle_many([tokens[1], *others])
     assert reader.advance()
     assert reader.unwritten() == [Watermark(0, 8, 3), Watermark(1, 0, 1)]
+
+
+def test_a_batch_with_one_that_is_held_anew_settles_all_others() -> None:
+    reader = LaneReader(max_open=10)
+    reader.own(Watermark(0, -1, 0))
+    reader.own(Watermark(1, -1, 0))
+    first = reader.deliver_of(0, [0, 1, 2], "abc")
+    other = reader.deliver_of(1, [0], "d")
+    reader.give_back(LaneToken(*first[1][:5]), due=0.0, attempt=1)
+    [again] = reader.due(now=1.0, limit=5)
+
+    lost = reader.settle_many([first[0], other[0], first[1], first[2]])
+
+    assert [token[5] for token in first] == ["a", "b", "c"]
+    assert lost == [2]
+    assert reader.open == 1
+    assert reader.settle_many([again]) == []
+    assert reader.open == 0
 
 
 def test_what_is_settled_makes_room_before_anybody_writes_it_down() -> None:

@@ -146,6 +146,27 @@ async def test_a_token_of_an_earlier_turn_settles_nothing_of_the_same_consumer(u
         await first.ack()
 
 
+async def test_a_batch_is_acknowledged_in_any_order_and_each_token_once(url: str) -> None:
+    async with (
+        await open_topic(url) as topic,
+        await open_subscription(url + "&subscription=s") as subscription,
+    ):
+        await topic.send_many([Message(b"%d" % n) for n in range(6)])
+        held = await take(subscription, 6)
+        driver = driver_of(subscription)
+        tokens = [str(delivery.token) for delivery in held]
+        await driver._ack([tokens[4]])
+
+        # From a later one to an earlier one nothing stands, so each is looked at by itself.
+        lost = await driver._ack([tokens[5], tokens[0], tokens[4], tokens[0], tokens[1]])
+        later = await driver._ack([tokens[1], tokens[3], tokens[3], "9-9", tokens[2]])
+
+        stat = await subscription.stat()
+        assert (lost, later) == ({2, 3}, {0, 2, 3})
+        assert stat is not None
+        assert stat.pending == 0
+
+
 async def test_taking_over_goes_on_beside_reading(url: str) -> None:
     """A consumer that is never idle still gets what one that died has left."""
     url_s = url + "&subscription=s&lease=0.5"

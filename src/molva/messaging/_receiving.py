@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Final, cast, final
+from typing import Final, TypeVar, cast, final
 
 from molva._base.outage import Outage
 from molva.messaging._about import about
@@ -22,9 +22,11 @@ from molva.messaging._sharing import SharedReceive
 from molva.messaging._watchdog import watched
 from molva.messaging.delivery import Delivery
 from molva.messaging.driver import (
+    AcksMany,
     Action,
     ConsumerDriver,
     DeadLetter,
+    FirstDeliveries,
     Outcome,
     Peeked,
     RawDelivery,
@@ -40,6 +42,8 @@ from molva.messaging.errors import (
 from molva.messaging.message import Message
 
 __all__ = ["ReceiveCounters", "Receiving"]
+
+T = TypeVar("T")
 
 _logger: Final = logging.getLogger("molva.messaging")
 
@@ -111,6 +115,7 @@ class Receiving(Opened):
         # Where each settlement is a write, those of many tasks share one. Lanes settle in
         # memory, and a batcher would only cost.
         self._settles = Batcher(self._settle_batch) if self._leased else None
+        self._acks = driver if isinstance(driver, AcksMany) and not self._leased else None
         self._shared = SharedReceive(
             driver.receive_batch, give_back=self._return_raw, clock=self._clock
         )
@@ -174,37 +179,36 @@ class Receiving(Opened):
         self._check_open()
         taken: list[tuple[Delivery, Action]] = []
         plain = True
-        for delivery, action in settlements:
+        for pair in settlements:
+            delivery, action = pair
             if delivery.settled:
                 continue
             # Marked before the driver is told: the first wins, also of two at once.
             delivery.settled = True
             plain = plain and action is Action.ACK and not delivery._rest
-            taken.append((delivery, action))
-        owners = [delivery for delivery, _ in taken]
-        if plain:
-            # By the thousand: nearly every batch is done as a whole.
-            tokens = [delivery.token for delivery in owners]
-            same = repeat(Action.ACK), repeat(0.0), repeat(""), repeat(1)
-            items = list(map(_settlement_of, zip(tokens, *same)))  # noqa: B905 - those have no end
-        else:
-            items, owners = [], []
-            for delivery, action in taken:
-                of_one = self._settlements(delivery, action, delay, reason)
-                items += of_one
-                owners += [delivery] * len(of_one)
-        if not items:
+            taken.append(pair)
+        if not taken:
             return
+        owners = [delivery for delivery, _ in taken]
         try:
-            outcomes = await self._settle(items)
+            if plain:
+                # By the thousand: nearly every batch is done as a whole.
+                lost = await self._ack([delivery.token for delivery in owners])
+            else:
+                items, owners = [], []
+                for delivery, action in taken:
+                    of_one = self._settlements(delivery, action, delay, reason)
+                    items += of_one
+                    owners += [delivery] * len(of_one)
+                lost = _lost_of(await self._settle(items))
         except BaseException:
-            for delivery in owners:
+            for delivery, _ in taken:
                 delivery.settled = False
             raise
-        if Outcome.LEASE_LOST in outcomes:
-            lost = owners[outcomes.index(Outcome.LEASE_LOST)]
-            lost.lost = True
-            raise LeaseLostError(lost.message.id, attempt=lost.attempt)
+        if lost:
+            first = owners[lost[0]]
+            first.lost = True
+            raise LeaseLostError(first.message.id, attempt=first.attempt)
 
     async def extend(
         self, deliveries: Sequence[Delivery], seconds: float | None = None
@@ -390,7 +394,7 @@ class Receiving(Opened):
 
     # Handing over -----------------------------------------------------------------------
 
-    async def _deliveries(self, raw: list[RawDelivery]) -> list[Delivery]:
+    async def _deliveries(self, raw: Sequence[RawDelivery]) -> list[Delivery]:
         """Make deliveries of what may be handed over; bury the rest."""
         most = self._retries.max_attempts
         counters = self.received
@@ -398,11 +402,15 @@ class Receiving(Opened):
         found: list[Delivery] = []
         buried: list[tuple[Message, Settlement]] = []
         # Looked at by the thousand first: nearly always all of them are new, and for ever.
-        messages, attempts, tokens, stored = zip(*raw, strict=True)
-        ttls = [message.ttl for message in messages]
-        if attempts.count(1) == ttls.count(None) == len(raw):
-            found = list(map(Delivery, messages, attempts, tokens, stored, repeat(self)))
-            raw = []
+        first = True
+        if isinstance(raw, FirstDeliveries):
+            messages, tokens, stored = raw.messages, raw.tokens, raw.stored_at_us
+        else:
+            messages, attempts, tokens, stored = zip(*raw, strict=True)
+            first = attempts.count(1) == len(raw)
+        if first and [message.ttl for message in messages].count(None) == len(raw):
+            found = list(map(Delivery, messages, repeat(1), tokens, stored, repeat(self)))
+            raw = ()
         for message, attempt, token, stored_at_us in raw:
             if attempt > 1 or message.ttl is not None:
                 counters.redelivered += attempt > 1
@@ -552,6 +560,17 @@ class Receiving(Opened):
             reason = reason or f"given back at attempt {delivery.attempt}, the last one"
         return delivery.settlements(action, delay=delay, reason=reason)
 
+    async def _ack(self, tokens: Sequence[Token]) -> Sequence[int]:
+        """Settle as done; return the places of those that are lost."""
+        if self._acks is None:
+            same = repeat(Action.ACK), repeat(0.0), repeat(""), repeat(1)
+            items = list(map(_settlement_of, zip(tokens, *same)))  # noqa: B905 - those have no end
+            return _lost_of(await self._settle(items))
+        lost = await self._answer(self._acks.ack_batch(tokens))
+        self.received.acked += len(tokens) - len(lost)
+        self.received.lost += len(lost)
+        return lost
+
     async def _settle(self, items: Sequence[Settlement]) -> list[Outcome]:
         if self._settles is None:
             return await self._settle_batch(items)
@@ -568,12 +587,7 @@ class Receiving(Opened):
         return outcomes
 
     async def _settle_batch(self, items: Sequence[Settlement]) -> list[Outcome]:
-        try:
-            outcomes = await self._takes_from.settle_batch(items)
-        except MessagingError:
-            raise
-        except Exception as error:
-            raise UnavailableError(f"{self._url}: {error}") from error
+        outcomes = await self._answer(self._takes_from.settle_batch(items))
         counters = self.received
         # Looked at by the thousand first: nearly always all of them are done, and settled.
         actions = [item.action for item in items]
@@ -599,12 +613,7 @@ class Receiving(Opened):
             for token in delivery.tokens:
                 tokens.append(token)
                 owners.append(delivery)
-        try:
-            outcomes = await self._takes_from.extend_batch(tokens, seconds)
-        except MessagingError:
-            raise
-        except Exception as error:
-            raise UnavailableError(f"{self._url}: {error}") from error
+        outcomes = await self._answer(self._takes_from.extend_batch(tokens, seconds))
         lost: dict[int, Delivery] = {}
         for delivery, outcome in zip(owners, outcomes, strict=True):
             if outcome is Outcome.LEASE_LOST:
@@ -626,12 +635,28 @@ class Receiving(Opened):
             with contextlib.suppress(MessagingError):
                 await self._settle(returned)
 
+    async def _answer(self, asked: Awaitable[T]) -> T:
+        """Return what the driver answers; what its client raises is of the portable kind."""
+        try:
+            return await asked
+        except MessagingError:
+            raise
+        except Exception as error:
+            raise UnavailableError(f"{self._url}: {error}") from error
+
     async def _return_raw(self, raw: Sequence[RawDelivery]) -> None:
         if self._closed:
             return  # closing gives everything back
         returned = [Settlement(r.token, Action.RETURN, attempt=r.attempt) for r in raw]
         with contextlib.suppress(MessagingError):
             await self._settle(returned)
+
+
+def _lost_of(outcomes: Sequence[Outcome]) -> list[int]:
+    """Return the places of what is lost."""
+    if Outcome.LEASE_LOST not in outcomes:
+        return []
+    return [place for place, found in enumerate(outcomes) if found is Outcome.LEASE_LOST]
 
 
 def _name_of(handler: Callable[..., object]) -> str:

@@ -28,7 +28,7 @@ class _Follower:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.future: asyncio.Future[list[RawDelivery] | None] = (
+        self.future: asyncio.Future[Sequence[RawDelivery] | None] = (
             asyncio.get_running_loop().create_future()
         )
 
@@ -45,7 +45,7 @@ class SharedReceive:
 
     def __init__(
         self,
-        receive: Callable[..., Awaitable[list[RawDelivery]]],
+        receive: Callable[..., Awaitable[Sequence[RawDelivery]]],
         *,
         give_back: Callable[[Sequence[RawDelivery]], Awaitable[None]],
         clock: Clock,
@@ -56,7 +56,7 @@ class SharedReceive:
         self._leading = False
         self._followers: deque[_Follower] = deque()
 
-    async def receive(self, limit: int, *, wait: float) -> list[RawDelivery]:
+    async def receive(self, limit: int, *, wait: float) -> Sequence[RawDelivery]:
         """Receive up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
         if self._leading:
             deadline = self._clock.monotonic() + wait
@@ -66,7 +66,7 @@ class SharedReceive:
             wait = max(0.0, deadline - self._clock.monotonic())
         return await self._lead(limit, wait)
 
-    async def _follow(self, limit: int, wait: float) -> list[RawDelivery] | None:
+    async def _follow(self, limit: int, wait: float) -> Sequence[RawDelivery] | None:
         """Return our share, or None where it is our turn to lead."""
         follower = _Follower(limit)
         self._followers.append(follower)
@@ -88,7 +88,7 @@ class SharedReceive:
                 self._followers.remove(follower)
         return follower.future.result() if follower.future.done() else []
 
-    async def _lead(self, limit: int, wait: float) -> list[RawDelivery]:
+    async def _lead(self, limit: int, wait: float) -> Sequence[RawDelivery]:
         self._leading = True
         try:
             wanted = limit + sum(follower.limit for follower in self._followers)
@@ -101,7 +101,7 @@ class SharedReceive:
             self._leading = False
             self._pass_on()
 
-    def _hand_out(self, rest: list[RawDelivery]) -> None:
+    def _hand_out(self, rest: Sequence[RawDelivery]) -> None:
         while rest and self._followers:
             follower = self._followers.popleft()
             share, rest = rest[: follower.limit], rest[follower.limit :]

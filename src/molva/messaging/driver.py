@@ -15,7 +15,7 @@ the other one out.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal, NamedTuple, Protocol, final, runtime_checkable
+from typing import Final, Literal, NamedTuple, Protocol, final, overload, runtime_checkable
 
 from molva._base.clock import Clock
 from molva.messaging.errors import MessagingError
@@ -23,11 +23,13 @@ from molva.messaging.message import Message
 
 __all__ = [
     "ALL_FEATURES",
+    "AcksMany",
     "Action",
     "Capabilities",
     "Clock",
     "ConsumerDriver",
     "DeadLetter",
+    "FirstDeliveries",
     "Outcome",
     "Peeked",
     "QueueDriver",
@@ -44,7 +46,7 @@ __all__ = [
 
 # Names one hand-over of one message, with an epoch in it, so that a late settlement never
 # reaches what somebody else now holds. Only the driver that made it looks inside.
-Token = tuple[int, ...] | str
+Token = tuple[object, ...] | str
 
 
 @final
@@ -84,6 +86,44 @@ class RawDelivery(NamedTuple):
     attempt: int
     token: Token
     stored_at_us: int
+
+
+@final
+class FirstDeliveries(Sequence[RawDelivery]):
+    """First hand-overs of many messages, column by column: the attempt of each is 1.
+
+    What a driver returns that has messages by the thousand: a ``RawDelivery`` is made of one
+    only where somebody looks at it.
+
+    Args:
+        messages: The messages.
+        tokens: What names each hand-over.
+        stored_at_us: When the broker stored each: microseconds, UTC.
+    """
+
+    __slots__ = ("messages", "stored_at_us", "tokens")
+
+    def __init__(
+        self, messages: Sequence[Message], tokens: Sequence[Token], stored_at_us: Sequence[int]
+    ) -> None:
+        self.messages: Final = messages
+        self.tokens: Final = tokens
+        self.stored_at_us: Final = stored_at_us
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    @overload
+    def __getitem__(self, place: int) -> RawDelivery: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "FirstDeliveries": ...
+
+    def __getitem__(self, place: int | slice) -> "RawDelivery | FirstDeliveries":
+        messages, tokens, stored = self.messages, self.tokens, self.stored_at_us
+        if isinstance(place, slice):
+            return FirstDeliveries(messages[place], tokens[place], stored[place])
+        return RawDelivery(messages[place], 1, tokens[place], stored[place])
 
 
 class Settlement(NamedTuple):
@@ -396,8 +436,8 @@ class ConsumerDriver(Protocol):
         """Seconds that a message is held without being extended; None where for ever."""
         ...
 
-    async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
-        """Take up to ``limit`` messages, in the order of the discipline.
+    async def receive_batch(self, limit: int, *, wait: float) -> Sequence[RawDelivery]:
+        """Take up to ``limit`` messages, in the order of the discipline: a list, or columns.
 
         Returns at once with what is there; waits up to ``wait`` seconds for the first
         one. May be cancelled at any point without losing a message.
@@ -445,6 +485,21 @@ class ConsumerDriver(Protocol):
 
     async def close(self) -> None:
         """Give back what is held and release everything. Called once."""
+        ...
+
+
+@runtime_checkable
+class AcksMany(Protocol):
+    """What a consumer's driver may have besides: it settles a whole batch as done at once.
+
+    Where a driver has it not, ``settle_batch`` is told of each.
+    """
+
+    async def ack_batch(self, tokens: Sequence[Token]) -> Sequence[int]:
+        """Settle hand-overs as done; return the places of those that are lost, ascending.
+
+        Does what ``settle_batch`` does with an ACK of each.
+        """
         ...
 
 

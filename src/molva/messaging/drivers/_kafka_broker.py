@@ -116,6 +116,7 @@ class Broker:
         # One thread at a time may use a consumer.
         self._looking = threading.Lock()
         self._looker: Consumer | None = None
+        self._looks_as = ""
 
     @classmethod
     async def connect(cls, url: BrokerURL, options: KafkaOptions) -> "Broker":
@@ -247,14 +248,26 @@ class Broker:
         200 opens of topics that had only just been made.
         """
         with self._looking:
-            if self._looker is None:
-                settings = {
-                    **self.options.consumer("molva-looks"),
-                    # What is in an open transaction counts as stored.
-                    "isolation.level": "read_uncommitted",
-                }
-                self._looker = Consumer(settings)
-            return self._looker.offsets_for_times(asked, timeout=_REQUEST)
+            return self._looking_as(None).offsets_for_times(asked, timeout=_REQUEST)
+
+    def _looking_as(self, group: str | None) -> Consumer:
+        """Return a consumer that joins nothing: of this group, or of any. Hold the lock.
+
+        One is kept: a subscription only ever asks as its own group, and to connect anew each
+        time costs more than what is asked.
+        """
+        if self._looker is not None and group in (None, self._looks_as):
+            return self._looker
+        self._looks_as = group or "molva-looks"
+        settings = {
+            **self.options.consumer(self._looks_as),
+            # What is in an open transaction counts as stored.
+            "isolation.level": "read_uncommitted",
+        }
+        before, self._looker = self._looker, Consumer(settings)
+        if before is not None:
+            before.close()
+        return self._looker
 
     async def committed(self, group: str, topics: Mapping[str, int]) -> dict[tuple[str, int], int]:
         """Return the positions of a group; empty where there is no such group."""
@@ -287,11 +300,8 @@ class Broker:
         """
 
         def work() -> list[TopicPartition]:
-            consumer = Consumer(self.options.consumer(group))
-            try:
-                found = ask(consumer)
-            finally:
-                consumer.close()
+            with self._looking:
+                found = ask(self._looking_as(group))
             for at in found:
                 if at.error is not None:
                     raise KafkaException(at.error)

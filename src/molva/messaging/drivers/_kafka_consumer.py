@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 __all__ = ["FENCED", "Poller", "PollerEvents", "Position"]
 
@@ -245,17 +245,27 @@ class Poller:
                 while self._asked:
                     self._asked.popleft()()
                     poll = _SHORTEST_POLL
-                room = self._has_room(0 if full_since is None else _FULL_WAIT)
-                if not room:
+                most = _BATCH
+                if self._has_room(0 if full_since is None else _FULL_WAIT):
+                    if full_since is not None:
+                        full_since = None
+                        continue  # there is room because of a pause: that comes first
+                else:
                     full_since = full_since or now
-                    if now - full_since < _FULL:
+                    if now - full_since >= _FULL:
+                        if not self._post(self._events.on_full):
+                            return
+                        full_since, most = None, 0
+                    elif self._committing is None:
                         continue
-                    if not self._post(self._events.on_full):
-                        return
-                full_since = None
+                    else:
+                        # What there is no room for may wait for this very commit: lanes are
+                        # counted before anything of them is handed over. And librdkafka
+                        # tells its answer only to who takes records.
+                        most = 1
                 # Where there is plenty, one call: each may have to wait for the interpreter
                 # as long as its switch interval lasts.
-                records = consumer.consume(_BATCH, 0.0) if room else []
+                records = consumer.consume(most, 0.0) if most else []
                 if not records:
                     first = consumer.poll(poll)
                     if first is None:
@@ -280,9 +290,8 @@ class Poller:
 
     def _hand_over(self, records: list[Any]) -> bool:
         """Hand records over, and errors among them; return whether there is a loop."""
-        errors = [record.error() for record in records]
-        if any(errors):
-            for error in filter(None, errors):
+        if any(map(Message.error, records)):
+            for error in filter(None, map(Message.error, records)):
                 self._on_error(error)
             records = [record for record in records if record.error() is None]
         self._records_told += len(records)

@@ -4,10 +4,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import compress, groupby
+from itertools import groupby
 from typing import Any, Final, cast, final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -15,11 +14,12 @@ from confluent_kafka import KafkaError, KafkaException
 from molva._base.clock import Clock
 from molva._base.seldom import SeldomLog
 from molva._base.waiting import first_of
-from molva.messaging._lanes import LaneReader, LaneToken, Mark, PlainToken, Watermark
+from molva.messaging._lanes import LaneReader, Mark, PlainToken, Watermark
 from molva.messaging.driver import (
     Action,
     Capabilities,
     DeadLetter,
+    FirstDeliveries,
     Outcome,
     Peeked,
     RawDelivery,
@@ -35,8 +35,11 @@ from molva.messaging.drivers._kafka_producer import Publisher
 from molva.messaging.drivers._kafka_records import (
     message_of,
     messages_of,
+    offset_of,
+    partition_of,
     stored_at_us,
     stored_at_us_of,
+    topic_of,
 )
 from molva.messaging.errors import InUseError, MessagingError, UnavailableError
 from molva.messaging.message import Message
@@ -61,15 +64,14 @@ _SECOND_ROUND: Final = 1.0
 _MOST_WAITING: Final = 4_000
 _MOST_WAITING_BYTES: Final = 16_000_000
 
+# Where in a token the attempt stands, and what we put behind it: Kafka is not asked again for
+# what is given back, or becomes a dead letter.
+_ATTEMPT: Final = 4
+_MESSAGE: Final = 5
+_STORED_AT: Final = 6
+
 # In the metadata of a committed position: how many consumers in a row died behind it.
 _DEATHS: Final = "molva deaths="
-
-# A hand-over of a tuple of its fields: one is made for every message, and so it takes half
-# the time.
-_raw_delivery_of = cast(
-    Callable[[tuple[Message, int, Token, int]], RawDelivery],
-    partial(tuple.__new__, RawDelivery),
-)
 
 
 @final
@@ -81,8 +83,8 @@ class _Partition:
     number: int
     waiting: deque[Any] = field(default_factory=deque)  # records, not yet handed over
     waiting_bytes: int = 0
-    # By offset, what was handed over and not settled: Kafka is not asked for it again.
-    held: dict[int, RawDelivery] = field(default_factory=dict)
+    # By offset, what was given back, and when it was stored.
+    again: dict[int, tuple[Message, int]] = field(default_factory=dict)
     paused: bool = False
     read_to: int = -1
     first: bool = True  # nothing was read of it yet
@@ -157,7 +159,7 @@ class KafkaSubscription:
 
     # Receiving --------------------------------------------------------------------------
 
-    async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
+    async def receive_batch(self, limit: int, *, wait: float) -> Sequence[RawDelivery]:
         """Take up to ``limit`` messages; wait up to ``wait`` seconds for the first."""
         self._broker.check_process()
         deadline = self._clock.monotonic() + wait
@@ -195,46 +197,53 @@ class KafkaSubscription:
         # Of all that comes alone one message is handed over at a time, and so one is counted.
         return frozenset(others or waiting[:1])
 
-    def _take(self, limit: int) -> list[RawDelivery]:
+    def _take(self, limit: int) -> Sequence[RawDelivery]:
         reader = self._reader
         found: list[RawDelivery] = []
-        for token in reader.due(self._clock.monotonic(), limit):
-            before = self._partitions[token.lane].held[token.offset]
-            found.append(before._replace(attempt=token.attempt, token=token))
+        for name in reader.due(self._clock.monotonic(), limit):
+            message, stored = self._partitions[name.lane].again.pop(name.offset)
+            token = (*name, message, stored)
+            found.append(RawDelivery(message, name.attempt, token, stored))
+        left = limit - len(found)
+        tokens: list[PlainToken] = []
         lanes = [lane for lane, part in self._partitions.items() if part.waiting]
         # Each time another lane comes first: none waits behind one that is always full.
         self._next_lane += 1
         turn = self._next_lane % len(lanes) if lanes else 0
         for lane in lanes[turn:] + lanes[:turn]:
-            if len(found) >= limit:
+            if len(tokens) >= left:
                 break
             if not reader.uncounted([lane]):
-                self._take_from(lane, min(limit - len(found), reader.allowed(lane)), found)
+                number = min(left - len(tokens), reader.allowed(lane))
+                if records := self._take_from(lane, number):
+                    offsets = list(map(offset_of, records))
+                    facts = messages_of(records), stored_at_us_of(records)
+                    tokens += reader.deliver_of(lane, offsets, *facts)
         if not self._is_full():
             self._poller.room.set()
-        return found
+        attempts = [token[_ATTEMPT] for token in tokens]
+        messages, stored_at = [token[_MESSAGE] for token in tokens], [t[_STORED_AT] for t in tokens]
+        if not found and attempts.count(1) == len(attempts):
+            return FirstDeliveries(messages, tokens, stored_at)
+        return [*found, *map(RawDelivery, messages, attempts, tokens, stored_at)]
 
-    def _take_from(self, lane: int, number: int, found: list[RawDelivery]) -> None:
+    def _take_from(self, lane: int, number: int) -> list[Any]:
         part = self._partitions[lane]
         number = min(number, len(part.waiting))
         if not number:
-            return
-        records = [part.waiting.popleft() for _ in range(number)]
-        size = sum(map(len, records))
+            return []
+        # Their share of the bytes, not their own: what is left is right as soon as none is,
+        # and nothing hangs on it that is worth a look at each.
+        size = part.waiting_bytes * number // len(part.waiting)
         part.waiting_bytes -= size
+        records = [part.waiting.popleft() for _ in range(number)]
         if not part.paused:
             self._waiting -= number
             self._waiting_bytes -= size
         elif not part.waiting:
             part.paused = False
             self._poller.resume([(part.topic, part.number)])
-        offsets = [record.offset() for record in records]
-        tokens = self._reader.deliver_of(lane, offsets)
-        attempts = [token[-1] for token in tokens]
-        fields = zip(messages_of(records), attempts, tokens, stored_at_us_of(records), strict=True)
-        taken = list(map(_raw_delivery_of, fields))
-        part.held.update(zip(offsets, taken, strict=True))
-        found += taken
+        return records
 
     async def _wait(self, seconds: float) -> None:
         if not self._woken.is_set():
@@ -249,29 +258,28 @@ class KafkaSubscription:
         rejected = [s for s in settlements if s.action is Action.REJECT]
         if rejected:
             await self._bury(rejected)
-        reader = self._reader
-        was_full, gives_back = reader.room == 0, False
-        # By the thousand, and the usual case first: this is run for every message.
-        actions = [settlement.action for settlement in settlements]
-        if actions.count(Action.ACK) == len(actions):
-            done = cast(list[PlainToken], [settlement.token for settlement in settlements])
-            outcomes = settled = reader.settle_many(done)
-        else:
-            now = self._clock.monotonic()
-            outcomes = [reader.apply(settlement, now=now) for settlement in settlements]
-            ends = [not settlement.gives_back for settlement in settlements]
-            done = [cast(PlainToken, s.token) for s in compress(settlements, ends)]
-            settled = list(compress(outcomes, ends))
-            gives_back = not all(ends)
-        for (number, _, offset, *_), outcome in zip(done, settled, strict=True):
-            if outcome is Outcome.SETTLED:
-                del self._partitions[number].held[offset]
-        self._note_settled()
-        self._settled.set()
-        # Anything may have waited for it: room, the lane, the next group.
-        if was_full or self._waiting or gives_back:
-            self._woken.set()
+        now = self._clock.monotonic()
+        wakes = self._reader.room == 0
+        outcomes = []
+        for settlement in settlements:
+            outcome = self._reader.apply(settlement, now=now)
+            outcomes.append(outcome)
+            if settlement.gives_back:
+                wakes = True
+                if outcome is Outcome.SETTLED:
+                    lane, _, offset, *_, message, stored = cast(PlainToken, settlement.token)
+                    self._partitions[lane].again[offset] = message, stored
+        self._note_settled(wakes=wakes)
         return outcomes
+
+    async def ack_batch(self, tokens: Sequence[Token]) -> Sequence[int]:
+        """Settle hand-overs as done; return the places of those that are lost."""
+        self._broker.check_process()
+        await self._check_alive()
+        was_full = self._reader.room == 0
+        lost = self._reader.settle_many(cast(Sequence[PlainToken], tokens))
+        self._note_settled(wakes=was_full)
+        return lost
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
         """Tell what is still held; a lane is owned without end."""
@@ -291,17 +299,19 @@ class KafkaSubscription:
         now_us = self._clock.now_us()
         letters = []
         for settlement in rejected:
-            token = LaneToken._make(cast(PlainToken, settlement.token))
+            lane, _, offset, *_, message, stored = token = cast(PlainToken, settlement.token)
             if self._reader.holds(token):
-                held = self._partitions[token.lane].held[token.offset]
-                message, stored = held.message, held.stored_at_us
                 reason, attempt = settlement.reason, settlement.attempt
                 letter = DeadLetter(message, reason, attempt, now_us, self._origin, stored)
-                letters.append((f"@{token.lane}:{token.offset}", letter))
+                letters.append((f"@{lane}:{offset}", letter))
         if letters:
             await publish_all(self._broker, self._publisher, self._dead.records(letters))
 
-    def _note_settled(self) -> None:
+    def _note_settled(self, *, wakes: bool) -> None:
+        self._settled.set()
+        # Anything may have waited for it: room, the lane, the next group.
+        if wakes or self._waiting:
+            self._woken.set()
         # Whoever commits advances the watermarks first: to do so with each settlement would
         # look at every lane each time.
         if self._upkeep is None and self._reader.advance():
@@ -361,7 +371,10 @@ class KafkaSubscription:
         read = await self._broker.read(
             {at: (positions.get(at, 0), end) for at, end in ends.items()},
             # Those above a watermark that are settled are left out below.
-            limit + sum(len(part.held) for part in self._partitions.values()) + 1_000,
+            limit
+            + self._reader.open
+            + sum(len(part.again) for part in self._partitions.values())
+            + 1_000,
         )
         read.sort(key=lambda record: (stored_at_us(record), record.offset()))
         found: list[Peeked] = []
@@ -396,8 +409,10 @@ class KafkaSubscription:
     def on_records(self, records: list[Any]) -> None:
         """Note what was read."""
         # By the thousand: this is run for every message. Those of a partition come together.
-        retry = self._names.retry
-        lanes = [2 * record.partition() + (record.topic() == retry) for record in records]
+        topics, retry = list(map(topic_of, records)), self._names.retry
+        lanes = [2 * partition for partition in map(partition_of, records)]
+        if retry in topics:
+            lanes = [lane + (topic == retry) for lane, topic in zip(lanes, topics, strict=True)]
         begin = 0
         for lane, run in groupby(lanes):
             end = begin + len(list(run))
@@ -411,7 +426,7 @@ class KafkaSubscription:
     def _add(self, lane: int, records: list[Any]) -> None:
         """Let records of one lane wait to be handed over."""
         part = self._partitions[lane]
-        offsets = [record.offset() for record in records]
+        offsets = list(map(offset_of, records))
         following = part.read_to + 1
         if offsets != list(range(following, following + len(offsets))):
             for place, offset in enumerate(offsets):

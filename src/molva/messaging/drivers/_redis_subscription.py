@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, Final, Literal, cast, final
 
 from redis.exceptions import ResponseError
@@ -236,32 +237,26 @@ class RedisSubscription:
 
     def _add_fresh(self, entries: list[list[Any]]) -> list[Settlement]:
         """Add what was read for the first time; return how those end that are none of ours."""
-        bad: list[Settlement] = []
-        ready = self._ready
-        held: list[str] = []
-        last_ms, stored_at_us = "-", 0
-        for id_, fields in entries:
-            # The usual case without detours: this is run for every message.
-            number = len(fields)
-            if number == 4:
-                key = None
-            elif number == 6 and fields[4] == b"key":
-                key = fields[5].decode(errors="replace")
-            else:
-                number = 0
-            if number and fields[2] == b"body" and len(fields[1]) == ID_BYTES:
-                token = id_.decode()
-                # Those of one millisecond come one after the other.
-                if not token.startswith(last_ms):
-                    ms = token[: token.index("-")]
-                    last_ms, stored_at_us = ms + "-", int(ms) * 1000
-                held.append(token)
-                message = Message(fields[3], fields[1], key)
-                ready.append(_raw_delivery_of((message, 1, token, stored_at_us)))
-            else:
-                bad += self._add(id_.decode(), 1, 1, fields)
-        self._held.update(held)
-        return bad
+        # All of them at once, column by column: this is run for every message.
+        rows = [fields for _, fields in entries]
+        sizes = list(map(len, rows))
+        keyed = sizes.count(6)
+        usual = (
+            sizes.count(4) + keyed == len(rows)
+            and [row[2] for row in rows].count(b"body") == len(rows)
+            and {ID_BYTES} >= {len(row[1]) for row in rows}
+            and [row[4] for row in rows if len(row) == 6].count(b"key") == keyed
+        )
+        if not usual:
+            return [end for id_, row in entries for end in self._add(id_.decode(), 1, 1, row)]
+        ids, bodies = [row[1] for row in rows], [row[3] for row in rows]
+        keys = [row[5].decode(errors="replace") if len(row) == 6 else None for row in rows]
+        tokens = [id_.decode() for id_, _ in entries]
+        messages = map(Message, bodies, ids, keys)
+        taken = zip(messages, repeat(1), tokens, _stored_at_us_of(tokens))
+        self._ready.extend(map(_raw_delivery_of, taken))
+        self._held.update(tokens)
+        return []
 
     def _add(self, id_: str, turn: int, attempt: int, fields: Sequence[bytes]) -> list[Settlement]:
         """Add one entry; return how it ends where it is none of ours."""
@@ -385,7 +380,8 @@ class RedisSubscription:
 
     async def _ack(self, tokens: list[str]) -> set[int]:
         """Settle as done; return the places of those that are lost."""
-        look = "all" if 4 * len(tokens) > len(self._held) else "each"
+        # Those of a batch come one after the other, and so few others stand between them.
+        look = "range" if 4 * len(tokens) > len(self._held) else "each"
         return await self._call_parts(
             "ack", ("log", "later", "tries"), [(token,) for token in tokens], look
         )
@@ -567,6 +563,18 @@ def _parts(token: Token) -> tuple[str, str]:
 
 def _stored_at_us(id_: bytes) -> int:
     return int(id_.partition(b"-")[0]) * 1000
+
+
+def _stored_at_us_of(tokens: Sequence[str]) -> list[int]:
+    """Return when each was stored: those of one millisecond come one after the other."""
+    found = []
+    last_ms, stored_at_us = "-", 0
+    for token in tokens:
+        if not token.startswith(last_ms):
+            ms = token[: token.index("-")]
+            last_ms, stored_at_us = ms + "-", int(ms) * 1000
+        found.append(stored_at_us)
+    return found
 
 
 def _settling(settlement: Settlement) -> tuple[Any, ...]:

@@ -65,8 +65,9 @@ end
 
 local function forget(later, tries, ids)
   if #ids == 0 then return end
-  redis.call('ZREM', later, unpack(ids))
-  redis.call('HDEL', tries, unpack(ids))
+  -- Nearly always neither is there, and to look is cheaper than to name each.
+  if redis.call('EXISTS', later) == 1 then redis.call('ZREM', later, unpack(ids)) end
+  if redis.call('EXISTS', tries) == 1 then redis.call('HDEL', tries, unpack(ids)) end
 end
 
 -- Tell one consumer that waits that there is something to look at.
@@ -192,36 +193,35 @@ end, {'allow-oom'})
 register('ack', function(keys, args)
   local log, later, tries = unpack(keys)
   local group, consumer = args[1], args[2]
-  local held = {}  -- token to id
-  if args[3] == 'all' then
-    -- Asking for all that the consumer holds costs a quarter of asking for each of them.
-    local from = '-'
+  local held = {}  -- token to id; false once it was used
+  if args[3] == 'range' then
+    -- Asking for all between the first and the last costs a quarter of asking for each.
+    local from, to = string.match(args[4], '[^/]+'), string.match(args[#args], '[^/]+')
     repeat
-      local page = redis.call('XPENDING', log, group, from, '+', STEP, consumer)
+      local page = redis.call('XPENDING', log, group, from, to, STEP, consumer)
       for i = 1, #page do
-        local entry = page[i]
-        local id, turn = entry[1], entry[4]
+        local id, turn = page[i][1], page[i][4]
         held[turn == 1 and id or id .. '/' .. turn] = id
       end
       if #page > 0 then from = '(' .. page[#page][1] end
     until #page < STEP
-  else
-    for i = 4, #args do
-      local id, turn = string.match(args[i], '([^/]+)/?(.*)')
-      if turn_of(log, group, consumer, id) == tonumber(turn == '' and 1 or turn) then
-        held[args[i]] = id
-      end
-    end
   end
   local ours, lost = {}, {}
   for i = 4, #args do
-    local id = held[args[i]]
-    if id then
-      ours[#ours + 1] = id
-      held[args[i]] = nil  -- the same token a second time is a late one
+    local token = args[i]
+    local found = held[token]
+    if found == nil then
+      local id, turn = string.match(token, '([^/]+)/?(.*)')
+      if turn_of(log, group, consumer, id) == tonumber(turn == '' and 1 or turn) then
+        found = id
+      end
+    end
+    if found then
+      ours[#ours + 1] = found
     else
       lost[#lost + 1] = i - 4
     end
+    held[token] = false  -- the same token a second time is a late one
   end
   if #ours > 0 then
     redis.call('XACK', log, group, unpack(ours))
