@@ -186,9 +186,11 @@ def compiled_play() -> "event_loop.Play":
 
 def _jit(function: F) -> F:
     """Return ``function`` compiled at its first call, and kept for later processes."""
+    # What numba says of its types changes from version to version.
+    njit: Any = numba.njit
     try:
-        compiled: F = numba.njit(nogil=True, cache=True)(function)
+        compiled: F = njit(nogil=True, cache=True)(function)
     except RuntimeError:
         # No folder can be written to, beside this file or in a home.
-        compiled = numba.njit(nogil=True)(function)
+        compiled = njit(nogil=True)(function)
     return compiled
