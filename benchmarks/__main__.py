@@ -8,6 +8,7 @@ from benchmarks.kafka import kafka
 from benchmarks.ledger import ledger
 from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
+from benchmarks.queueing import queueing, queueing_limits
 from benchmarks.queues import queues
 from benchmarks.redis import redis
 from benchmarks.scaled import scaled
@@ -24,6 +25,8 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "kafka": kafka,
     "ledgers": ledgers,
     "redis": redis,
+    "queueing": queueing,
+    "queueing-limits": queueing_limits,
 }
 
 

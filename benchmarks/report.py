@@ -20,7 +20,7 @@ __all__ = ["RESULTS", "Report"]
 RESULTS: Final = Path(__file__).parent / "results"
 _PACKAGES: Final = (
     *("molva", "apsw", "granian", "uvloop", "msgspec", "starlette", "fastapi", "uvicorn"),
-    *("litequeue", "persist-queue", "confluent-kafka"),
+    *("litequeue", "persist-queue", "confluent-kafka", "numpy", "numba"),
 )
 
 

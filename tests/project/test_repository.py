@@ -103,6 +103,8 @@ assert "index.html" in load_assets()
 from molva.queueing import analyse
 assert analyse("M(1/s)/M(0.5s)/1/inf").mean_wait == 0.5
 assert abs(analyse("M(1/s)/D(0.5s)/1/inf").mean_wait - 0.25) < 1e-12
+from molva.queueing import Plot
+Plot.of("M(1/s)/M(0.5s)/1/inf").save("{tmp_path}/plot.png")
 async def main():
     async with await open_topic("sqlite://{tmp_path}/q.db?topic=t") as topic:
         await topic.send(Message(b"x"))

@@ -24,6 +24,7 @@ from molva.queueing.distributions import (
 from molva.queueing.model import (
     DISCIPLINES,
     Bulk,
+    Priority,
     RandomRate,
     Recorded,
     Renewal,
@@ -65,7 +66,8 @@ models = st.builds(
     laws | st.builds(Bulk, st.integers(1, 999), positive, scvs),
     st.none() | st.integers(1, 10**6),
     st.none() | st.integers(0, 10**6),
-    st.sampled_from(DISCIPLINES),
+    st.sampled_from(DISCIPLINES) | st.builds(Priority, st.lists(positive, min_size=2, max_size=5)),
+    st.none() | laws,
 )
 
 
@@ -93,6 +95,10 @@ def test_what_is_printed_is_read_back_as_the_same_model(model: Model) -> None:
         (" m ( 1/3 /s ) / e2(7/3s)/inf ", "M(20/min)/E2(7/3s)/inf"),
         ("M(1/s)/bulk(16, 2ms + 0.1ms*k)/1/inf", "M(1/s)/bulk(16,2ms + 0.1ms*k)/1/inf"),
         ("M(1/s)/M(1s)/1/inf/lifo", "M(1/s)/M(1s)/1/inf/lifo"),
+        ("M(1/s)/M(1s)/1/0/Priority(3, 7)", "M(1/s)/M(1s)/1/0/priority(0.3,0.7)"),
+        ("M(1/s)/M(1s)/1/9/preemptive(1,2)", "M(1/s)/M(1s)/1/9/preemptive(1/3,2/3)"),
+        ("M(1/s)/M(1s)/1/inf/patience(E2(2s))", "M(1/s)/M(1s)/1/inf/patience(E2(2s))"),
+        ("M(1/s)/M(1s)/inf/0/lifo/patience(D(2s))", "M(1/s)/M(1s)/inf"),
         (
             "sin(level=100/s,amplitude=U(40/s,80/s),period=24h)/M(1s)/inf",
             "sin(level=100/s,amplitude=U(40/s,80/s),period=24h,phase=0)/M(1s)/inf",
@@ -141,6 +147,13 @@ def test_numbers_are_what_is_written_and_not_the_double_next_to_it() -> None:
         ("sin(level=1/s,amplitude=2/s,period=1h)/M(1s)/1", 0, "would fall below 0"),
         ("M(8/s)/sin(level=1/s,amplitude=0/s,period=1h)/1", 7, "stands in the first place"),
         ("M(8/s)/M(1s)/1/inf/lfo", 19, "did you mean 'lifo'?"),
+        ("M(8/s)/M(1s)/1/inf/priorty(1,2)", 19, "did you mean 'priority'?"),
+        ("M(8/s)/M(1s)/1/inf/priority(1)", 19, "need 2 to 64 classes; 1 are given"),
+        ("M(8/s)/M(1s)/1/inf/priority(1,0)", 19, "the share of a class is above 0"),
+        ("M(8/s)/M(1s)/1/inf/lifo/random", 24, "all that may follow a discipline"),
+        ("M(8/s)/M(1s)/1/inf/patience(2s)", 28, "a letter with its parameters"),
+        ("M(8/s)/M(1s)/1/9/preemptive(1,2)/patience(M(2s))", 0, "not interrupted"),
+        ("M(8/s)/bulk(2, 1s)/1/9/preemptive(1,2)", 0, "a bulk is not interrupted"),
         ("M(8/s)/M(1s)/1/inf rest", 19, "nothing more is expected"),
         ("M(8/s)/bulk(16, 2ms + 1/s*k)/1", 22, "not a rate"),
     ],

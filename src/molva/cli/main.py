@@ -26,6 +26,9 @@ _COMMANDS: Final = {
     "dead": ("molva.cli.dead", "dead", "Show ratings that could not be counted."),
     "queue": ("molva.cli.queue", "queue", "Look into a queue, empty it, replay dead letters."),
     "model": ("molva.cli.model", "model", "Compute how a station A/B/n/q behaves."),
+    "simulate": ("molva.cli.simulate", "simulate", "Play how a station A/B/n/q behaves."),
+    "timeline": ("molva.cli.timeline", "timeline", "Draw who arrives, waits, is served, leaves."),
+    "topology": ("molva.cli.topology", "topology", "Count links, hops and what a failure takes."),
     "doctor": ("molva.cli.doctor", "doctor", "Say what is reachable and what is missing."),
 }
 

@@ -1,30 +1,28 @@
 """``molva model``: how a station A/B/n/q behaves under load, before it is built."""
 
 import json
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from molva.cli.exits import USAGE, fail
-from molva.cli.options import json_option
+from molva.cli.figures import PERCENTILES, number_text, share_text, time_text
+from molva.cli.options import json_option, plot_option
 
 if TYPE_CHECKING:
     from molva.queueing import Flow, SteadyState
 
 __all__ = ["model"]
 
-_PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
-
-# Units of a printed time, from the largest. A time below a nanosecond is printed in those.
-_UNITS: Final = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-
 
 @click.command()
 @click.argument("spec", metavar="SPEC")
 @click.option("--method", help="Analysis to use.  [default: the best there is]")
 @click.option("--kendall", is_flag=True, help="Read A/B/c/K: K counts everybody in the system.")
+@plot_option
 @json_option
-def model(spec: str, method: str | None, kendall: bool, as_json: bool) -> None:
+def model(spec: str, method: str | None, kendall: bool, plot: Path | None, as_json: bool) -> None:
     """Compute the steady state of SPEC, as 'M(8/s)/M(200ms)/2/inf'.
 
     SPEC is A/B/n/q: arrivals, service, servers, waiting places. Without q nobody can wait;
@@ -35,6 +33,10 @@ def model(spec: str, method: str | None, kendall: bool, as_json: bool) -> None:
     try:
         state = analyse(Model.from_kendall(spec) if kendall else Model.parse(spec), method=method)
         document = _document(state)
+        if plot is not None:
+            from molva.queueing.plot import Plot
+
+            Plot.of(state).save(plot)
     except ModelError as error:
         fail(USAGE, str(error))
     click.echo(json.dumps(document, ensure_ascii=False) if as_json else _table(state, document))
@@ -56,11 +58,9 @@ def _document(state: "SteadyState") -> dict[str, object]:
         "mean_time_in_system_seconds": state.mean_time_in_system,
         "mean_waiting": state.mean_waiting,
         "mean_in_system": state.mean_in_system,
-        "wait_seconds": {
-            name: state.wait_percentile(share) for name, share in _PERCENTILES.items()
-        },
+        "wait_seconds": {name: state.wait_percentile(share) for name, share in PERCENTILES.items()},
         "time_in_system_seconds": {
-            name: state.time_in_system_percentile(share) for name, share in _PERCENTILES.items()
+            name: state.time_in_system_percentile(share) for name, share in PERCENTILES.items()
         },
         "output": _flow(state.output),
         "refusals": _flow(state.refusals),
@@ -87,14 +87,14 @@ def _table(state: "SteadyState", document: dict[str, object]) -> str:
         ("model", str(state.model)),
         ("road", how),
         ("source", state.source),
-        ("utilisation", _share(state.utilisation)),
-        ("refused", _share(state.loss_probability)),
-        ("wait at all", _share(state.probability_of_waiting)),
+        ("utilisation", share_text(state.utilisation)),
+        ("refused", share_text(state.loss_probability)),
+        ("wait at all", share_text(state.probability_of_waiting)),
         ("throughput", f"{state.throughput:.6g}/s"),
-        ("mean wait", _time(state.mean_wait)),
-        ("mean time in system", _time(state.mean_time_in_system)),
-        ("mean number waiting", _number(state.mean_waiting)),
-        ("mean number in system", _number(state.mean_in_system)),
+        ("mean wait", time_text(state.mean_wait)),
+        ("mean time in system", time_text(state.mean_time_in_system)),
+        ("mean number waiting", number_text(state.mean_waiting)),
+        ("mean number in system", number_text(state.mean_in_system)),
         ("wait", _percentiles(waits)),
         ("time in system", _percentiles(times)),
         ("output", _flow_text(state.output)),
@@ -104,28 +104,9 @@ def _table(state: "SteadyState", document: dict[str, object]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows if value)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
-
-
-def _share(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4%}" if value == 0 or value >= 1e-4 else f"{value:.4g}"
-
-
-def _time(value: float | None) -> str:
-    if value is None:
-        return ""
-    if value == 0:
-        return "0 s"
-    size, unit = next(((s, u) for s, u in _UNITS if value >= s), _UNITS[-1])
-    return f"{value / size:.5g} {unit}"
-
-
 def _percentiles(values: dict[str, float | None]) -> str:
     return " · ".join(
-        f"{name} {_time(value)}" for name, value in values.items() if value is not None
+        f"{name} {time_text(value)}" for name, value in values.items() if value is not None
     )
 
 

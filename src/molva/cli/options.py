@@ -19,6 +19,7 @@ __all__ = [
     "existing_deployment_options",
     "http_options",
     "json_option",
+    "plot_option",
     "processes_option",
     "workers_option",
 ]
@@ -160,6 +161,17 @@ def json_option(command: F) -> F:
     """Add --json, for programs that read the output."""
     return click.option(
         "--json", "as_json", is_flag=True, envvar="MOLVA_JSON", help="Print JSON, for programs."
+    )(command)
+
+
+def plot_option(command: F) -> F:
+    """Add --plot, the file for a picture."""
+    return click.option(
+        "--plot",
+        envvar="MOLVA_PLOT",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Draw it, too: a file that ends in .png, .svg or .txt.",
     )(command)
 
 

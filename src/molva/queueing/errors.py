@@ -84,7 +84,8 @@ class NoAnalysisError(ModelError):
 
 @final
 class MissingLibraryError(ModelError):
-    """The model needs a library that is not installed."""
+    """The model, or a picture of it, needs a library that is not installed."""
 
-    def __init__(self, library: str) -> None:
-        super().__init__(f"this model needs {library}: pip install 'molva[queueing]'")
+    def __init__(self, library: str, *, extra: str = "queueing") -> None:
+        what = "a picture" if extra == "plot" else "this model"
+        super().__init__(f"{what} needs {library}: pip install 'molva[{extra}]'")

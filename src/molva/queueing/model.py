@@ -18,10 +18,12 @@ from molva.queueing.quantities import LARGEST, number_text, rate_text, time_text
 
 __all__ = [
     "DISCIPLINES",
+    "MOST_CLASSES",
     "Arrivals",
     "Bulk",
     "Discipline",
     "Model",
+    "Priority",
     "RandomRate",
     "Recorded",
     "Renewal",
@@ -31,6 +33,10 @@ __all__ = [
 
 Discipline = Literal["fifo", "lifo", "random"]
 DISCIPLINES: Final[tuple[Discipline, ...]] = get_args(Discipline)
+
+# Classes of a model with priorities. Nobody tells more apart, and each costs a simulation a
+# line of its own.
+MOST_CLASSES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +201,42 @@ class Bulk:
         return f"bulk({self.limit},{time_text(self.base)} + {time_text(self.per_job)}*k)"
 
 
+@dataclass(frozen=True, slots=True)
+class Priority:
+    """Jobs of several classes: those of the first class go first, then those of the second.
+
+    Which class an arriving job is of is drawn by lot. Within a class the first to come goes
+    first.
+
+    Attributes:
+        shares: Of the arrivals, for each class, the most urgent first; they sum to 1.
+        preemptive: Whether a job in service makes way for a more urgent one. It goes on later
+            where it was interrupted, before the others of its class.
+    """
+
+    shares: tuple[Fraction, ...]
+    preemptive: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.shares) <= MOST_CLASSES:
+            raise ParameterError(
+                f"priorities need 2 to {MOST_CLASSES} classes; {len(self.shares)} are given"
+            )
+        for share in self.shares:
+            if share <= 0:
+                raise ParameterError(
+                    f"the share of a class is above 0; it is given {number_text(share)}"
+                )
+        total = sum(self.shares, Fraction(0))
+        if total != 1:
+            # What is written is a ratio, 3 to 7: one way to hold it, not many.
+            object.__setattr__(self, "shares", tuple(share / total for share in self.shares))
+
+    def __str__(self) -> str:
+        word = "preemptive" if self.preemptive else "priority"
+        return f"{word}({','.join(number_text(share) for share in self.shares)})"
+
+
 Arrivals = Renewal | Sinusoid | Recorded
 Service = Distribution | Bulk
 
@@ -209,13 +251,15 @@ class Model:
         servers: n, at least 1; None for as many as there are jobs.
         waiting: q, the waiting places; None where all can wait.
         discipline: Who is next among those who wait.
+        patience: How long a job waits before it leaves unserved; None where it never does.
     """
 
     arrivals: Arrivals
     service: Service
     servers: int | None = 1
     waiting: int | None = 0
-    discipline: Discipline = "fifo"
+    discipline: Discipline | Priority = "fifo"
+    patience: Distribution | None = None
 
     def __post_init__(self) -> None:
         for what, count in (("servers", self.servers), ("waiting places", self.waiting)):
@@ -225,12 +269,20 @@ class Model:
             raise ParameterError(f"a station has at least 1 server; it is given {self.servers}")
         if self.waiting is not None and self.waiting < 0:
             raise ParameterError(f"there are at least 0 waiting places, not {self.waiting}")
-        if self.discipline not in DISCIPLINES:
+        if not isinstance(self.discipline, Priority) and self.discipline not in DISCIPLINES:
             raise ParameterError(f"a discipline is one of {', '.join(DISCIPLINES)}")
+        if isinstance(self.discipline, Priority) and self.discipline.preemptive:
+            if isinstance(self.service, Bulk):
+                raise ParameterError("a bulk is not interrupted: write priority, not preemptive")
+            if self.patience is not None:
+                raise ParameterError(
+                    "with patience, a job in service is not interrupted: write priority"
+                )
         if self.servers is None:
             # Nobody waits where everybody has a server: one way to write that, not many.
             object.__setattr__(self, "waiting", 0)
             object.__setattr__(self, "discipline", "fifo")
+            object.__setattr__(self, "patience", None)
 
     @classmethod
     def parse(cls, text: str) -> "Model":
@@ -296,10 +348,11 @@ class Model:
 
     def __str__(self) -> str:
         servers = "inf" if self.servers is None else str(self.servers)
-        text = f"{self.arrivals}/{self.service}/{servers}"
-        if self.discipline != "fifo":
-            return f"{text}/{self._waiting_text}/{self.discipline}"
-        return text if self.waiting == 0 else f"{text}/{self._waiting_text}"
+        options = "" if self.discipline == "fifo" else f"/{self.discipline}"
+        if self.patience is not None:
+            options += f"/patience({self.patience})"
+        room = "" if self.waiting == 0 and not options else f"/{self._waiting_text}"
+        return f"{self.arrivals}/{self.service}/{servers}{room}{options}"
 
     @property
     def _waiting_text(self) -> str:

@@ -1,6 +1,6 @@
 """The notation A/B/n/q as text, read with the exact position of whatever is wrong.
 
-    model     = arrivals "/" service "/" servers [ "/" waiting [ "/" discipline ] ]
+    model     = arrivals "/" service "/" servers [ "/" waiting [ "/" discipline ] [ "/" patience ] ]
     arrivals  = [ count "*" ] law | "sin(" … ")" | "trace(" file ")"
     service   = law | "bulk(" limit "," time "+" time "*k" ")" | "trace(" file ")"
     law       = "M(" mean ")" | "D(" mean ")" | "E" phases "(" mean ")" | "U(" time "," time ")"
@@ -9,7 +9,8 @@
     mean      = time | rate
     servers   = count | "inf"
     waiting   = count | "inf"
-    discipline = "fifo" | "lifo" | "random"
+    discipline = "fifo" | "lifo" | "random" | ( "priority(" | "preemptive(" ) share "," … ")"
+    patience  = "patience(" law ")"
 
 Numbers are exact and have units, see ``quantities.py``. Spaces may stand between any two
 parts. A letter may be small or capital.
@@ -38,6 +39,7 @@ from molva.queueing.model import (
     Bulk,
     Discipline,
     Model,
+    Priority,
     RandomRate,
     Recorded,
     Renewal,
@@ -45,7 +47,7 @@ from molva.queueing.model import (
 )
 from molva.queueing.quantities import NUMBER, UNITS, Form, exact, number_text
 
-__all__ = ["parse", "parse_kendall"]
+__all__ = ["parse", "parse_kendall", "parse_time"]
 
 T = TypeVar("T")
 
@@ -121,6 +123,22 @@ def parse_kendall(
     return Model(model.arrivals, model.service, model.servers, model.waiting - model.servers)
 
 
+def parse_time(text: str) -> Fraction:
+    """Return the seconds of one time with its unit, as ``250ms``.
+
+    Raises:
+        NotationError: It is none, or below 0.
+    """
+    reader = _Reader(text)
+    seconds = reader.time("a time")
+    reader.skip()
+    if reader.at < len(text):
+        reader.fail(f"nothing more is expected here, not {text[reader.at :]!r}")
+    if seconds < 0:
+        reader.fail("a time is at least 0", 0)
+    return seconds
+
+
 def _split(text: str) -> list[str]:
     """Cut at the slashes outside parentheses, which are not those of a rate."""
     fields, depth = [""], 0
@@ -165,15 +183,19 @@ class _Reader:
         self.expect("/", "and the number of servers; a model is A/B/n or A/B/n/q")
         servers = self.count("servers", least=1)
         waiting: int | None = 0
-        discipline: Discipline = "fifo"
+        discipline: Discipline | Priority | None = None
+        patience: Distribution | None = None
         if self.accept("/"):
             waiting = self.count("waiting places", least=0)
             if self.accept("/"):
                 discipline = self.discipline()
+                if discipline is None or self.accept("/"):
+                    patience = self.patience()
         self.skip()
         if self.at < len(self.text):
             self.fail(f"nothing more is expected here, not {self.text[self.at :]!r}")
-        return self.made(0, lambda: Model(arrivals, service, servers, waiting, discipline))
+        order = discipline or "fifo"
+        return self.made(0, lambda: Model(arrivals, service, servers, waiting, order, patience))
 
     def arrivals(self) -> Renewal | Sinusoid | Recorded:
         self.skip()
@@ -212,15 +234,39 @@ class _Reader:
             return None
         return self.whole(what, least=least)
 
-    def discipline(self) -> Discipline:
+    def discipline(self) -> Discipline | Priority | None:
+        """Read who is next; None, and nothing read, where ``patience(`` follows."""
         self.skip()
         at = self.at
         match = _WORD.match(self.text, at)
         word = match.group().lower() if match else ""
+        if word == "patience":
+            return None
+        if word in ("priority", "preemptive"):
+            self.at += len(word)
+            self.expect("(", f"after {word}, as in {word}(3,7): shares of the arrivals")
+            shares = [self.bare()]
+            while self.accept(","):
+                shares.append(self.bare())
+            self.expect(")", f"after the shares of {word}")
+            return self.made(at, lambda: Priority(tuple(shares), word == "preemptive"))
         if word not in DISCIPLINES:
-            self.fail(f"a discipline is one of {', '.join(DISCIPLINES)}{_near(word, DISCIPLINES)}")
+            known = (*DISCIPLINES, "priority(…)", "preemptive(…)")
+            near = _near(word, (*DISCIPLINES, "priority", "preemptive", "patience"))
+            self.fail(f"a discipline is one of {', '.join(known)}{near}")
         self.at += len(word)
         return word
+
+    def patience(self) -> Distribution:
+        """Read ``patience(…)``, the last there is."""
+        self.expect("patience", "is all that may follow a discipline: patience(M(2s))")
+        self.expect("(", "after patience, as in patience(M(2s))")
+        word, at = self.letter()
+        if word in ("sin", "bulk"):
+            self.fail(f"patience is a time with a distribution, not {word}(…)", at)
+        law = self.trace().as_service() if word == "trace" else self.law(word, at)
+        self.expect(")", "after the distribution of patience")
+        return law
 
     # One law.
 

@@ -23,7 +23,7 @@ from molva.queueing.analytic import (
     two_moments,
 )
 from molva.queueing.errors import MissingLibraryError, NoAnalysisError, ParameterError
-from molva.queueing.model import Model
+from molva.queueing.model import Model, Priority
 from molva.queueing.result import SteadyState
 
 __all__ = ["METHODS", "analyse", "libraries_named"]
@@ -59,8 +59,11 @@ _METHODS: Final = (
 # rounding.
 _MOST_OVERLOAD: Final = 1e9
 
+# Not an analysis, but a road that can be asked for: it is never the best, and takes a second.
+_SIMULATION: Final = "simulation"
+
 # Name of each method to the models that it is for, best road first.
-METHODS: Final = {each.name: each.models for each in _METHODS}
+METHODS: Final = {each.name: each.models for each in _METHODS} | {_SIMULATION: "any model"}
 
 
 def analyse(model: Model | str, *, method: str | None = None) -> SteadyState:
@@ -89,13 +92,17 @@ def analyse(model: Model | str, *, method: str | None = None) -> SteadyState:
         overload = model.offered_load / model.servers
         if overload > _MOST_OVERLOAD:
             raise ParameterError(f"{model} is offered {overload:.3g} times what it can serve")
+    if method == _SIMULATION:
+        from molva.queueing.simulate import simulate
+
+        return simulate(model).steady_state()
     for each in _chosen(method):
-        if each.applies(model):
+        if each.applies(model) and not _has_classes_or_patience(model):
             with libraries_named():
                 return each.solve(model)
     if method is not None:
         raise NoAnalysisError(f"the method {method!r} is for {METHODS[method]}, not for {model}")
-    raise NoAnalysisError(f"no analysis computes {model}; known are {_known()}")
+    raise NoAnalysisError(f"no analysis computes {model}; simulate it, or take one of {_known()}")
 
 
 @contextlib.contextmanager
@@ -109,8 +116,13 @@ def libraries_named() -> Iterator[None]:
         raise MissingLibraryError(error.name) from error
 
 
+def _has_classes_or_patience(model: Model) -> bool:
+    """Whether jobs differ in urgency, or leave unserved: no method here knows of either."""
+    return model.patience is not None or isinstance(model.discipline, Priority)
+
+
 def _known() -> str:
-    return ", ".join(METHODS.values())
+    return ", ".join(each.models for each in _METHODS)
 
 
 def _chosen(method: str | None) -> Iterator[_Method]:
