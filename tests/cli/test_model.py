@@ -219,7 +219,7 @@ def test_a_closed_form_costs_less_than_0_7_s() -> None:
 def test_a_million_servers_and_places_take_less_than_2_s() -> None:
     command = ("-m", "molva", "model", "M(1000000/s)/M(1s)/1000000/1000000")
 
-    assert min(cpu_seconds(*command) for _ in range(2)) < 2
+    assert min(cpu_seconds(*command) for _ in range(3)) < 2
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:

@@ -149,7 +149,7 @@ def test_a_day_is_that_of_the_forward_equations() -> None:
 
 def test_what_has_no_analysis_has_no_charts() -> None:
     with pytest.raises(NoAnalysisError):
-        Plot.of("sin(level=8/h,amplitude=U(1/h,4/h),period=24h)/M(1h)/10/20")
+        Plot.of("sin(level=8/h,amplitude=U(1/h,4/h),period=24h)/D(1h)/10/20")
 
 
 # What was simulated.

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from molva.queueing import NoAnalysisError, UnstableError, analyse
+from molva.queueing import Model, NoAnalysisError, UnstableError, analyse, course
 
 
 def test_a_line_without_a_bound_is_that_of_a_room_that_is_never_full() -> None:
@@ -16,6 +16,8 @@ def test_a_line_without_a_bound_is_that_of_a_room_that_is_never_full() -> None:
 
     assert unbounded.loss_probability == 0
     assert unbounded.refusals is None
+    day = course(Model.parse(f"{wave}/inf"), 96)
+    assert sum(day.mean_in_system) / 96 == pytest.approx(unbounded.mean_in_system, rel=1e-6)
     assert unbounded.mean_wait == pytest.approx(bounded.mean_wait, rel=1e-8)
     assert unbounded.wait_percentile(0.99) == pytest.approx(bounded.wait_percentile(0.99), rel=1e-8)
 

@@ -107,7 +107,7 @@ def solve(model: Model) -> SteadyState:
     if n > 1:
         return ordered(state, Waits())
     rho = float(load)
-    squared = mean_square(model.discipline, state.mean_squared_wait, rho)
+    squared = mean_square(str(model.discipline), state.mean_squared_wait, rho)
     if model.discipline == "lifo":
         return ordered(state, last_of_any_service(arrival, constant, rho, squared))
     return ordered(state, Waits(squared))

@@ -9,6 +9,7 @@ One identity carries the rest: a stationary flow of rate ρ whose next event is 
 mean, seen at any instant, has gaps of scv 2ρT − 1.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -63,22 +64,24 @@ def birth_death_refusals(arrival: float, service: float, n: int, q: int, loss: f
         return Flow(arrival * loss)
     second = 2.0  # E[T²]/E[T]² of the time T from k present until an arrival finds k
     mean = 1 / (arrival - start * service)
-    rest = 1 / (1 + load - start)  # 1 − E[e^(−μT)]
-    for k in range(start + 1, n + q + 1):
-        down = min(k, n) * service
-        before = second, rest
+    rest = last = 1 / (1 + load - start)  # 1 − E[e^(−μT)]
+    passages = itertools.chain(
+        (k * service for k in range(start + 1, n)), itertools.repeat(n * service, q + (n > start))
+    )
+    for down in passages:
+        before = second
         shorter, mean = mean, (1 + down * mean) / arrival
-        # T is a stay in k and then, with the probability ``back``, two more passages.
+        # T is a stay in k and then, with the probability ``back``, two more passages: one from
+        # the state below, and one of its own kind.
+        ratio, part, odds = shorter / mean, 1 / (mean * arrival), down / arrival
         back = down / (arrival + down)
-        stay = 1 / (arrival + down)
-        ratio = shorter / mean
-        part = stay / mean
-        second = (
-            2 * part * (part + back * (ratio + 1)) + back * (second * ratio * ratio + 2 * ratio)
-        ) / (1 - back)
+        second = 2 * part * (part * (1 - back) + back * (ratio + 1)) + odds * ratio * (
+            second * ratio + 2
+        )
         rest = (down * rest + service) / (arrival + down * rest + service)
-        if k > n and before == (second, rest):
+        if before == second and down == n * service and rest == last:
             break  # and so it stays: every place more is like the last
+        last = rest
     carried = arrival * loss / service
     return Flow(
         rate=arrival * loss,

@@ -107,7 +107,7 @@ def ordered(state: SteadyState, waits: Waits) -> SteadyState:
     return replace(
         state,
         road=NUMERICAL if numerical else state.road,
-        source=f"{state.source}; {_SOURCES[state.model.discipline]}",
+        source=f"{state.source}; {_SOURCES[str(state.model.discipline)]}",
         mean_squared_wait=waits.mean_squared_wait,
         wait=waits.wait,
         time_in_system=waits.time_in_system,

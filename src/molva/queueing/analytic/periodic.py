@@ -71,7 +71,13 @@ def solve(model: Model) -> SteadyState:
         return _infinite(model)
     if model.waiting is not None:
         return _bounded(model, model.servers, model.waiting)
-    n, a = model.servers, model.offered_load
+    state, _ = _never_full(model, model.servers)
+    return replace(state, model=model, loss_probability=0.0, refusals=None)
+
+
+def _never_full(model: Model, n: int) -> tuple[SteadyState, int]:
+    """Return the means where all can wait, and places enough that next to nothing is refused."""
+    a = model.offered_load
     if model.arrivals.rate * model.service.mean >= n:
         raise UnstableError(
             str(model), arrival_rate=model.arrival_rate, capacity=n * model.service_rate
@@ -81,7 +87,7 @@ def solve(model: Model) -> SteadyState:
     while n + q <= _MOST_STATES:
         state = _bounded(model, n, q)
         if (state.loss_probability or 0.0) < _NEXT_TO_NOTHING:
-            return replace(state, loss_probability=0.0, refusals=None)
+            return state, q
         q *= 2
     raise NoAnalysisError(
         f"more than {_MOST_STATES} jobs would have to be followed in {model}; give it waiting "
@@ -177,7 +183,7 @@ def course(model: Model, points: int = 96) -> Course:
         14.84
     """
     drawn = isinstance(model.arrivals, Sinusoid) and model.arrivals.is_random
-    if not applies(model) or drawn or (model.waiting is None and model.servers is not None):
+    if not applies(model) or drawn:
         raise NoAnalysisError(
             "a course is that of M_t/M/inf or M_t/M/n/q, all of whose periods are alike, not of "
             f"{model}"
@@ -190,9 +196,11 @@ def course(model: Model, points: int = 96) -> Course:
         return Course(times, rates, number, (0.0,) * points)
     import numpy
 
-    assert model.waiting is not None
+    room = model.waiting
+    if room is None:
+        _, room = _never_full(model, model.servers)
     waves = waves_of(_sinusoid(model))
-    [states] = settled(waves, model.service_rate, model.servers, model.waiting, points, str(model))
+    [states] = settled(waves, model.service_rate, model.servers, room, points, str(model))
     states = states[:-1]
     means = states @ numpy.arange(states.shape[1])
     return Course(times, rates, tuple(means.tolist()), tuple(states[:, -1].tolist()))

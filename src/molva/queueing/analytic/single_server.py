@@ -98,7 +98,7 @@ def solve(model: Model) -> SteadyState:
     )
     if fifo:
         return state
-    squared = mean_square(model.discipline, squared, rho)
+    squared = mean_square(str(model.discipline), squared, rho)
     if model.discipline == "lifo" and known:
         return ordered(state, last_of_any_service(arrival, service, rho, squared))
     return ordered(state, Waits(squared))
