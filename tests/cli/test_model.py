@@ -68,6 +68,30 @@ def test_every_key_is_in_the_manual() -> None:
         assert f"`{key}`" in text, key
 
 
+def test_the_keys_are_those_that_programs_rely_on() -> None:
+    found = document("M(2/s)/M(1s)/3")
+
+    assert list(found) == [
+        "model",
+        "road",
+        "error",
+        "method",
+        "source",
+        "utilisation",
+        "loss_probability",
+        "probability_of_waiting",
+        "throughput_per_second",
+        "mean_wait_seconds",
+        "mean_time_in_system_seconds",
+        "mean_waiting",
+        "mean_in_system",
+        "wait_seconds",
+        "time_in_system_seconds",
+        "output",
+        "refusals",
+    ]
+
+
 def test_every_method_and_error_is_in_the_manual() -> None:
     text = (ROOT / "docs" / "queueing.md").read_text()
 
@@ -111,10 +135,18 @@ def test_a_method_can_be_forced() -> None:
     [
         ("M(8)/M(200ms)/2/inf", "8 has no unit"),
         ("M(8/s)/M(-1ms)/2", "above 0"),
+        ("M(8/s)/M(0s)/2", "above 0"),
+        ("M(0/s)/M(1s)/2", "above 0"),
         ("M(8/s)/M(1ms)/0", "at least 1, not 0"),
         ("M(8/s)/M(1ms)/2.5", "not 2.5"),
         ("M(9/s)/M(1s)/8/inf", "the line grows by 1 jobs/s"),
         ("Q(9/s)/M(1s)/8/inf", "unknown letter 'Q'"),
+        ("exp(9/s)/M(1s)/8/inf", "did you mean M?"),
+        ("M(9/s)/lognorm(mean=1s,scv=2)/8", "did you mean LN?"),
+        ("3*M(3/s)/M(1s)/8/inf", "the line grows by 1 jobs/s"),
+        ("sin(level=3/s,amplitude=1/s,period=1h)/M(1s)/2/inf", "the line grows by 1 jobs/s"),
+        ("U(2s,1s)/M(1s)/1", "from the smaller time to the larger"),
+        ("LN(mean=1s,scv=-1)/M(1s)/1", "at least 0"),
         ("H2(mean=1s,scv=0.5)/M(1s)/1", "no H2 has scv 0.5"),
         ("trace(/nowhere)/M(1s)/1", "cannot be read"),
     ],
@@ -126,6 +158,29 @@ def test_bad_input_is_one_sentence_and_code_2(run_molva: Run, spec: str, words: 
     assert result.stdout == ""
     assert words in result.stderr
     assert result.stderr.startswith("molva: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("", "is empty"),
+        ("# nothing\n\n", "is empty"),
+        ("1\n3\n2\n", "is unsorted"),
+        ("4\n4\n4\n", "is constant"),
+        ("1\n2\nthree\n", "line 3: 'three' is no number"),
+    ],
+)
+def test_a_trace_of_no_use_is_one_sentence_and_code_2(
+    run_molva: Run, tmp_path: Path, lines: str, words: str
+) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(lines)
+
+    result = run_molva("model", f"trace({path})/M(1s)/1")
+
+    assert result.returncode == USAGE
+    assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -159,6 +214,12 @@ def test_a_closed_form_costs_less_than_0_7_s() -> None:
     command = ("-m", "molva", "model", "M(2.2/s)/M(1s)/2/5")
 
     assert min(cpu_seconds(*command) for _ in range(3)) < 0.7
+
+
+def test_a_million_servers_and_places_take_less_than_2_s() -> None:
+    command = ("-m", "molva", "model", "M(1000000/s)/M(1s)/1000000/1000000")
+
+    assert min(cpu_seconds(*command) for _ in range(2)) < 2
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:

@@ -196,6 +196,44 @@ def approximation_case(case: Case) -> Values:
     return values
 
 
+def batch_case(case: Case) -> Values:
+    p = case["params"]
+    state = analyse(f"{p['EX']:.0f}*M({p['lam_batches']}/s)/M({p['mu']}/s)/1/inf")
+    return standard(state) | {"rho": state.utilisation or 0.0}
+
+
+def planner_case(case: Case) -> Values:
+    """Return what a scan finds: the fewest servers, and then places, that are good enough."""
+    p = case["params"]
+    if case["id"] == "PLAN-01":
+        return {"n": min(n for n in range(100, 140) if erlang_b(p["a"], n) <= p["B"])}
+    if case["id"] == "PLAN-03":
+        return {"n": min(n for n in range(25, 40) if answered(p, n) >= p["SL"])}
+    n, q, state = next(
+        (n, q, state)
+        for n in range(20, 40)
+        for q in range(60)
+        if good_enough(state := mm(number(p["lam"]), number(p["mu"]), n, str(q)), p)
+    )
+    assert state.wait is not None
+    return standard(state) | {"n": n, "q": q, "tail": state.wait.tail(p["T"])}
+
+
+def answered(params: Values, n: int) -> float:
+    """Return the share of calls that waits no longer than it may."""
+    state = analyse(f"M({params['calls_per_h']}/h)/M({params['aht_s']}s)/{n}/inf")
+    assert state.wait is not None
+    return 1 - state.wait.tail(params["T_s"])
+
+
+def good_enough(state: SteadyState, params: Values) -> bool:
+    assert state.wait is not None
+    assert state.loss_probability is not None
+    return state.loss_probability <= params["loss"] and (
+        state.wait.tail(params["T"]) <= params["tail"]
+    )
+
+
 def varying_case(case: Case) -> Values:
     p, id_ = case["params"], case["id"]
     period = round(2 * math.pi / p["w"])
@@ -242,6 +280,8 @@ SOLVERS: dict[str, Callable[[Case], Values]] = {
     "disciplines": discipline_case,
     "approximations": approximation_case,
     "time-varying": varying_case,
+    "batch": batch_case,
+    "planner": planner_case,
 }
 
 # Steps of the course, beside which the instant of a peak is not known better.
@@ -287,19 +327,70 @@ def test_a_service_of_two_times_is_one_of_a_trace(tmp_path: Path) -> None:
 def test_an_approximation_is_within_the_error_that_it_states(id_: str) -> None:
     [case] = [case for case in CASES if case["id"] == id_]
     state = analyse(APPROXIMATE[id_])
+    bounded = "loss" in case["values"]
 
     assert state.road == "approximation"
     assert state.error is not None
-    of_wait, of_loss = (0.04, 0.12) if "loss" in case["values"] else (0.14, 0.0)
-    assert f"wait within {of_wait * 100:.0f} %" in state.error
     if "Wq" in case["values"]:
-        assert state.mean_wait == pytest.approx(case["values"]["Wq"], rel=of_wait)
+        wait = 0.41 if bounded else 0.30
+        assert state.mean_wait == pytest.approx(case["values"]["Wq"], rel=wait)
     if "Pw" in case["values"]:
-        assert "probability of waiting within 28 %" in state.error
-        assert state.probability_of_waiting == pytest.approx(case["values"]["Pw"], rel=0.28)
-    if "loss" in case["values"]:
-        assert f"loss within {of_loss * 100:.0f} %" in state.error
-        assert state.loss_probability == pytest.approx(case["values"]["loss"], rel=of_loss)
+        assert state.probability_of_waiting == pytest.approx(case["values"]["Pw"], rel=0.22)
+    if bounded:
+        assert state.loss_probability == pytest.approx(case["values"]["loss"], rel=0.55)
+
+
+# Loss, mean wait and probability of waiting by a sparse Markov chain over the phases of gaps and
+# services, an unbounded line cut where nothing is left of it: those that are approximated worst,
+# and some others.
+BY_CHAIN = [
+    ("E2(0.357142857s)/E4(1s)/4/inf", 0, 0.1062863001, 0.2957198334),
+    ("H2(mean=0.714285714s,scv=2.25)/M(1s)/2/20", 0.001614779163, 1.563194053, 0.6844188888),
+    ("E4(0.357142857s)/E4(1s)/4/5", 0.000119422917, 0.05346747333, 0.2063248348),
+    ("E2(0.714285714s)/H2(mean=1s,scv=4)/2/1", 0.1498561702, 0.1552300045, 0.2238063163),
+    ("H2(mean=0.3125s,scv=4)/E3(1s)/4/1", 0.2636241492, 0.07571363858, 0.3322210286),
+    ("E3(0.357142857s)/H2(mean=1s,scv=4)/4/inf", 0, 0.5820051026, 0.3529290022),
+    ("H2(mean=1.428571429s,scv=4)/E4(1s)/1/0", 0.5135375641, 0, 0),
+    ("E3(0.303030303s)/E2(1s)/3/2", 0.174559502, 0.2906751882, 0.6604228047),
+    (
+        "H2(mean=0.357142857s,scv=2)/H2(mean=1s,scv=2.25)/4/20",
+        0.003707480054,
+        0.707880483,
+        0.5174734879,
+    ),
+    ("M(0.833333333s)/H2(mean=1s,scv=2.25)/1/5", 0.2625134298, 2.994503512, 0.8440431053),
+    ("E2(0.227272727s)/H2(mean=1s,scv=2.25)/4/1", 0.251835504, 0.09222020462, 0.3399407577),
+    ("H2(mean=1.111111111s,scv=4)/M(1s)/1/1", 0.4118867953, 0.5399546257, 0.5399546257),
+    ("H2(mean=0.277777778s,scv=4)/E4(1s)/4/inf", 0, 4.471627114, 0.9078726232),
+    ("M(0.555555556s)/H2(mean=1s,scv=2)/2/inf", 0, 6.345323687, 0.854676258),
+    ("H2(mean=1.428571429s,scv=4)/H2(mean=1s,scv=2)/1/inf", 0, 6.915512497, 0.8330969495),
+    ("E4(0.277777778s)/M(1s)/4/inf", 0, 1.132521929, 0.7097058755),
+    ("H2(mean=1.25s,scv=2.25)/H2(mean=1s,scv=2)/1/inf", 0, 8.536929952, 0.8579022817),
+]
+
+
+@pytest.mark.parametrize(("spec", "loss", "mean_wait", "waiting"), BY_CHAIN)
+def test_the_worst_approximation_is_within_the_error_that_it_states(
+    spec: str, loss: float, mean_wait: float, waiting: float
+) -> None:
+    state = analyse(spec, method="two-moments")
+    assert state.error is not None
+
+    if state.model.waiting is None:
+        assert "30 % in all of 108 exact models" in state.error
+        assert state.mean_wait == pytest.approx(mean_wait, rel=0.30)
+        assert "probability of waiting within 1, 10 and 22 %" in state.error
+        assert state.probability_of_waiting == pytest.approx(waiting, rel=0.22)
+    else:
+        assert "loss, from 0.1 % on, within 4 % in half" in state.error
+        assert "55 % in all of 180 exact models" in state.error
+        if loss >= 0.001:
+            assert state.loss_probability == pytest.approx(loss, rel=0.55)
+        assert "mean wait within 2, 10 and 41 %, probability of waiting within 3, 16 and 41 %" in (
+            state.error
+        )
+        assert state.mean_wait == pytest.approx(mean_wait, rel=0.41, abs=1e-12)
+        assert state.probability_of_waiting == pytest.approx(waiting, rel=0.41, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -320,11 +411,11 @@ def test_an_approximation_is_within_the_error_that_it_states(id_: str) -> None:
 def test_an_approximation_is_as_close_to_an_exact_method_as_it_states(spec: str) -> None:
     exact, near = analyse(spec), analyse(spec, method="two-moments")
 
-    assert "percentiles from p90 on within 19 %" in (near.error or "")
+    assert "percentiles from p90 on within 21 %" in (near.error or "")
     assert near.mean_wait == pytest.approx(exact.mean_wait, rel=0.14)
-    assert near.probability_of_waiting == pytest.approx(exact.probability_of_waiting, rel=0.28)
+    assert near.probability_of_waiting == pytest.approx(exact.probability_of_waiting, rel=0.22)
     for share in (0.9, 0.99, 0.999):
-        assert near.wait_percentile(share) == pytest.approx(exact.wait_percentile(share), rel=0.19)
+        assert near.wait_percentile(share) == pytest.approx(exact.wait_percentile(share), rel=0.21)
 
 
 def test_every_case_is_used() -> None:

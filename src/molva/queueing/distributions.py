@@ -358,11 +358,13 @@ class Uniform:
         return min(1.0, max(0.0, (t - low) / (high - low)))
 
     def lst(self, s: complex) -> complex:
-        half = float(self.high - self.low) / 2
-        x = s * half
-        # sinh(x)/x, whose quotient loses its digits near 0.
-        ratio = 1 + x * x / 6 * (1 + x * x / 20) if abs(x) < 1e-3 else cmath.sinh(x) / x
-        return cmath.exp(-s * float(self.mean)) * ratio
+        x = s * float(self.high - self.low)
+        if abs(x) < 1e-3:
+            # (1 − e⁻ˣ)/x, whose quotient loses its digits near 0.
+            return cmath.exp(-s * float(self.low)) * (1 - x / 2 * (1 - x / 3 * (1 - x / 4)))
+        if x.real > 0:
+            return cmath.exp(-s * float(self.low)) * (1 - cmath.exp(-x)) / x
+        return cmath.exp(-s * float(self.high)) * (cmath.exp(x) - 1) / x
 
     def sample(self, generator: "np.random.Generator", size: int) -> "Samples":
         return generator.uniform(float(self.low), float(self.high), size)

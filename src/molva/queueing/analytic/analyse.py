@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from molva.queueing.analytic import (
+    batch_arrivals,
     birth_death,
     bulk_service,
     constant_service,
@@ -48,8 +49,9 @@ _METHODS: Final = (
         finite_single_server.applies,
         finite_single_server.solve,
     ),
+    _Method(batch_arrivals.METHOD, "k*M/M/n/q", batch_arrivals.applies, batch_arrivals.solve),
     _Method(bulk_service.METHOD, "M/bulk/1/q", bulk_service.applies, bulk_service.solve),
-    _Method(periodic.METHOD, "sin/M/inf, sin/M/n/q", periodic.applies, periodic.solve),
+    _Method(periodic.METHOD, "sin/M/inf, sin/M/n/q, sin/M/n/inf", periodic.applies, periodic.solve),
     _Method(two_moments.METHOD, "G/G/n/q", two_moments.applies, two_moments.solve),
 )
 

@@ -5,21 +5,27 @@ cancels and nothing overflows: ρ = 0.999999, n = 10⁶ and a loss of 1e-30 need
 1 − ρ is taken from exact fractions.
 """
 
-import cmath
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from molva.queueing.analytic import _poisson
-from molva.queueing.analytic._inversion import tail_by_inversion
 from molva.queueing.analytic.erlang import erlang_b
 from molva.queueing.analytic.flows import birth_death_output, birth_death_refusals
+from molva.queueing.analytic.mixtures import sojourn_tail
+from molva.queueing.analytic.orders import (
+    last_of_memoryless,
+    lot_of_memoryless,
+    lot_of_room,
+    ordered,
+    stack_of_room,
+)
 from molva.queueing.distributions import Exponential, as_exponential
 from molva.queueing.errors import UnstableError
 from molva.queueing.model import Model, Renewal
-from molva.queueing.result import CLOSED_FORM, NUMERICAL, Flow, SteadyState, Tail, nothing_waits
+from molva.queueing.result import CLOSED_FORM, Flow, SteadyState, Tail, nothing_waits
 
-__all__ = ["METHOD", "applies", "geometric", "sojourn_tail", "solve"]
+__all__ = ["METHOD", "applies", "geometric", "solve"]
 
 METHOD: Final = "birth-death"
 _SOURCE: Final = (
@@ -104,54 +110,13 @@ def _all_can_wait(model: Model, n: int) -> SteadyState:
         time_in_system=Tail(lambda t: sojourn_tail(t, waiting, drain, service), 1 / service),
         output=Flow(arrival, 1.0, 1.0, True),
     )
-    rho = a / n
+    if model.discipline == "fifo":
+        return state
     if model.discipline == "random":
-        return replace(
-            state,
-            mean_squared_wait=squared * 2 / (2 - rho),
-            wait=None,
-            time_in_system=None,
-            source=f"{_SOURCE}; random order: Kingman (1962)",
-        )
-    if model.discipline == "lifo":
-        return _last_come(state, waiting, arrival, n * service, squared / (free / n))
-    return state
-
-
-def sojourn_tail(t: float, waiting: float, drain: float, service: float) -> float:
-    """Return P(W + S > t), W exponential with rate ``drain`` where it is not 0."""
-    # ∫ drain e^(−drain u) e^(−service (t−u)) du, the slower exponential taken out: what is left
-    # neither overflows nor, where the two rates meet, divides by nothing.
-    apart = abs(drain - service) * t
-    shared = -math.expm1(-apart) / apart if apart > 0 else 1.0
-    both = math.exp(-drain * t) + drain * t * math.exp(-min(drain, service) * t) * shared
-    return waiting * both + (1 - waiting) * math.exp(-service * t)
-
-
-def _last_come(
-    state: SteadyState, waiting: float, arrival: float, capacity: float, squared: float
-) -> SteadyState:
-    """Return ``state`` where the last to come is the first served: it waits a busy period.
-
-    Whoever finds all servers busy is next when one job more ends than comes after him, which
-    is a busy period of M/M/1 at the rate of all servers together.
-    """
-
-    def transform_of_tail(s: complex) -> complex:
-        total = arrival + capacity + s
-        busy = 2 * capacity / (total + cmath.sqrt(total * total - 4 * arrival * capacity))
-        return waiting * (1 - busy) / s
-
-    return replace(
-        state,
-        road=NUMERICAL,
-        mean_squared_wait=squared,
-        wait=Tail(
-            lambda t: tail_by_inversion(transform_of_tail, t) if t > 0 else waiting, 1 / capacity
-        ),
-        time_in_system=None,
-        source=f"{_SOURCE}; last come, first served: a busy period, Abate and Whitt (1995)",
-    )
+        order = lot_of_memoryless(service, n, waiting, free / n, squared * 2 / (2 - a / n))
+    else:
+        order = last_of_memoryless(arrival, service, n, waiting, squared / (free / n))
+    return ordered(state, order)
 
 
 def _bounded(model: Model, n: int, q: int) -> SteadyState:
@@ -166,7 +131,7 @@ def _bounded(model: Model, n: int, q: int) -> SteadyState:
     fifo = model.discipline == "fifo" or q <= 1
     wait = Tail(lambda t: places.wait_tail(n * service * t), mean_service / n)
     sojourn = Tail(lambda t: places.sojourn_tail(n * service * t), mean_service)
-    return SteadyState(
+    state = SteadyState(
         model=model,
         road=CLOSED_FORM,
         method=METHOD,
@@ -176,15 +141,20 @@ def _bounded(model: Model, n: int, q: int) -> SteadyState:
         probability_of_waiting=room.busy / admitted,
         throughput=arrival * admitted,
         mean_wait=mean_wait,
-        mean_squared_wait=room.places / admitted / (n * service) ** 2 if fifo else None,
+        mean_squared_wait=room.places / admitted / (n * service) ** 2,
         mean_time_in_system=mean_wait + mean_service,
         mean_waiting=room.mean_waiting,
         mean_in_system=room.mean_waiting + a * admitted,
-        wait=(wait if q else nothing_waits()) if fifo else None,
-        time_in_system=sojourn if fifo else None,
+        wait=wait if q else nothing_waits(),
+        time_in_system=sojourn,
         output=birth_death_output(arrival, service, n, q, arrival * admitted),
         refusals=birth_death_refusals(arrival, service, n, q, full),
     )
+    if fifo:
+        return state
+    waiting = room.busy / admitted
+    of_room = stack_of_room if model.discipline == "lifo" else lot_of_room
+    return ordered(state, of_room(arrival, service, n, q, places.weight, waiting))
 
 
 def _waiting_room(b: float, rho: float, q: int) -> "_Room":
@@ -265,10 +235,10 @@ class _Places:
         self.n, self.q, self.rho, self.first = n, q, rho, first
         self.likeliest = 1 if rho <= 1 else q
 
-    def weight(self, place: int) -> float:
-        return self.first * self.rho ** (place - self.likeliest)
+    def weight(self, place: float) -> float:
+        return self.first * math.pow(self.rho, place - self.likeliest)
 
-    def beyond(self, i: int) -> float:
+    def beyond(self, i: float) -> float:
         """Return P(place > i)."""
         if i >= self.q:
             return 0.0
@@ -276,7 +246,7 @@ class _Places:
             return self.weight(i + 1) * _powers(self.q - i, math.log(self.rho))
         return self.weight(self.q) * _powers(self.q - i, -math.log(self.rho))
 
-    def held(self, i: int) -> float:
+    def held(self, i: float) -> float:
         """Return the share that, when i departures have come, is served and not gone.
 
         A job that took place m began at the m-th departure. It has survived each of the i − m
@@ -289,24 +259,26 @@ class _Places:
             return self.weight(i) if i <= self.q else 0.0
         # Σ weight(j) stay^(i−j) over 1 ≤ j ≤ m, from its larger end.
         stay = (self.n - 1) / self.n
-        log_ratio = math.log(stay) - math.log(self.rho)
+        log_ratio = math.log1p(-1 / self.n) - math.log(self.rho)
         if log_ratio <= 0:
-            return self.weight(m) * stay ** (i - m) * _powers(m, log_ratio)
-        return self.weight(1) * stay ** (i - 1) * _powers(m, -log_ratio)
+            return self.weight(m) * math.pow(stay, i - m) * _powers(m, log_ratio)
+        return self.weight(1) * math.pow(stay, i - 1) * _powers(m, -log_ratio)
 
     def wait_tail(self, x: float) -> float:
         """Return P(W > t), x = nμt."""
-        return _poisson.expectation(x, self.beyond)
+        return _poisson.smooth_expectation(x, self.beyond, self.q)
 
     def sojourn_tail(self, x: float) -> float:
         """Return P(W + S > t), x = nμt."""
         straight = (1 - self.beyond(0)) * math.exp(-x / self.n)
         if not self.q:
             return straight
-        return straight + _poisson.expectation(x, lambda i: self.beyond(i) + self.held(i))
+        return straight + _poisson.smooth_expectation(
+            x, lambda i: self.beyond(i) + self.held(i), self.q
+        )
 
 
-def _powers(terms: int, log_ratio: float) -> float:
+def _powers(terms: float, log_ratio: float) -> float:
     """Return Σ e^(log_ratio · m) over 0 ≤ m < terms, log_ratio ≤ 0."""
     if abs(log_ratio) * terms < 1e-9:
         return terms * (1 + log_ratio * (terms - 1) / 2)

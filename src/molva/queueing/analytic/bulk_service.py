@@ -8,13 +8,12 @@ geometric ratio β of a server that always takes K, so the states beyond some le
 in closed form, and heavy traffic needs no more of them than light traffic does.
 """
 
-import itertools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from molva.queueing.analytic.bulk_waits import BulkWaits, Group
 from molva.queueing.analytic.constant_service import pole_less_one
-from molva.queueing.analytic.finite_single_server import poisson_excess
+from molva.queueing.analytic.counts import poisson_excess
 from molva.queueing.distributions import as_exponential
 from molva.queueing.errors import NoAnalysisError, UnstableError
 from molva.queueing.model import Bulk, Model, Renewal
@@ -42,9 +41,6 @@ _MARGIN: Final = 200
 
 # Difference of the last two states from the ratio β that is still taken for rounding.
 _FADED: Final = 1e-7
-
-# Nodes of Gauss-Legendre for the time that a bulk has been under way when a job arrives.
-_NODES: Final = 48
 
 # States left of a bulk that the distribution of the wait sums over. More, in heavy traffic,
 # and one percentile takes seconds: then only means are given.
@@ -82,7 +78,7 @@ def solve(model: Model) -> SteadyState:
     served = float(chain.left @ (chain.taken * chain.times))
     served += chain.beyond * chain.limit * chain.full_time
     mean_waiting, mean_served = waiting / cycle, served / cycle
-    wait = _wait(chain, cycle) if model.discipline == "fifo" else None
+    waits = _waits(chain, model, cycle, loss) if model.discipline == "fifo" else None
     return SteadyState(
         model=model,
         road=NUMERICAL,
@@ -96,7 +92,10 @@ def solve(model: Model) -> SteadyState:
         mean_time_in_system=(mean_waiting + mean_served) / throughput,
         mean_waiting=mean_waiting,
         mean_in_system=mean_waiting + mean_served,
-        wait=wait,
+        wait=Tail(waits.wait_tail, chain.full_time) if waits else None,
+        time_in_system=Tail(waits.time_in_system_tail, chain.full_time)
+        if waits and waits.has_times_in_system
+        else None,
         output=Flow(throughput, is_poisson=False),
         refusals=None if model.waiting is None else Flow(arrival * loss, is_poisson=False),
     )
@@ -215,60 +214,27 @@ def _fills(arrival: float, time: float, room: int) -> tuple[float, float]:
     return held, float(lost[0])
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Bulks that are alike to a job that arrives while one is under way."""
-
-    time: float
-    kept: "Vector"
-    weights: "Vector"
-
-
-def _wait(chain: _Chain, cycle: float) -> Tail | None:
-    """Return the wait of an arrival, where all can wait.
-
-    It comes u seconds into a bulk of τ and finds m waiting: those kept back and a Poisson
-    count. All bulks before its own are then full, so it waits τ − u and ⌊m/K⌋ full times.
-    """
+def _waits(chain: _Chain, model: Model, cycle: float, loss: float) -> BulkWaits | None:
+    """Return what an arrival meets; None where there is too much to sum over."""
     import numpy
 
-    if chain.places is not None:
-        return None
-    more = math.ceil(40 / -math.log(chain.ratio))
-    if len(chain.left) + more > _MOST_SUMMED:
-        return None
-    extended = numpy.concatenate(
-        (chain.left, chain.left[-1] * chain.ratio ** numpy.arange(1, more + 1))
+    service, k = model.service, chain.limit
+    assert isinstance(service, Bulk)
+    left = chain.left
+    if chain.places is None:
+        more = math.ceil(40 / -math.log(chain.ratio))
+        if len(left) + more > _MOST_SUMMED:
+            return None
+        left = numpy.concatenate((left, left[-1] * chain.ratio ** numpy.arange(1, more + 1)))
+    single = [Group(float(chain.times[j]), left[j : j + 1]) for j in range(min(k, len(left)))]
+    kept = Group(chain.full_time, left[k:])
+    return BulkWaits(
+        arrival=chain.arrival,
+        limit=k,
+        base=float(service.base),
+        per_job=float(service.per_job),
+        places=chain.places,
+        groups=(*single, kept) if len(left) > k else tuple(single),
+        idle=float(chain.left[0]) / chain.arrival,
+        admitted=cycle * (1 - loss),
     )
-    k = chain.limit
-    groups = [_Group(float(chain.times[j]), numpy.zeros(1), extended[j : j + 1]) for j in range(k)]
-    groups.append(_Group(chain.full_time, numpy.arange(float(len(extended) - k)), extended[k:]))
-
-    def tail(t: float) -> float:
-        return sum(_group_tail(group, chain, t) for group in groups) / cycle
-
-    return Tail(tail, chain.full_time)
-
-
-def _group_tail(group: _Group, chain: _Chain, t: float) -> float:
-    """Return ∫ P(wait > t) du over the group's bulks."""
-    import numpy
-    from scipy.special import pdtrc
-
-    full, limit = chain.full_time, chain.limit
-    x, w = numpy.polynomial.legendre.leggauss(_NODES)
-    # The number of full times that still fit into t steps up where τ − u + i·full = t.
-    steps = (group.time - t) % full
-    edges = sorted({0.0, group.time, *(e for e in (steps, steps - full) if 0 < e < group.time)})
-    total = 0.0
-    for low, high in itertools.pairwise(edges):
-        u = (low + high) / 2 + (high - low) / 2 * x
-        fit = math.floor((t - group.time + (low + high) / 2) / full)
-        if fit < 0:
-            total += (high - low) * float(group.weights.sum())
-            continue
-        needed = limit * (fit + 1) - group.kept  # m at least this
-        count = numpy.maximum(needed - 1, 0)[:, None]
-        chance = numpy.where(needed[:, None] > 0, pdtrc(count, chain.arrival * u[None, :]), 1.0)
-        total += (high - low) / 2 * float(group.weights @ (chance @ w))
-    return total

@@ -11,12 +11,13 @@ multiplied back exactly, so heavy traffic costs nothing.
 """
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from molva.queueing.analytic import _poisson
+from molva.queueing.analytic.constant_departures import departure_gap_scv
 from molva.queueing.analytic.flows import output_of_single_server
+from molva.queueing.analytic.orders import Waits, last_of_any_service, mean_square, ordered
 from molva.queueing.distributions import as_deterministic, as_exponential
 from molva.queueing.errors import NoAnalysisError, UnstableError
 from molva.queueing.model import Model, Renewal
@@ -99,11 +100,17 @@ def solve(model: Model) -> SteadyState:
         time_in_system=Shifted(wait, time),
         output=output_of_single_server(arrival, 1.0, constant, mean_wait)
         if n == 1
-        else Flow(arrival),
+        else Flow(arrival, departure_gap_scv(float(load), n, line.beyond), is_poisson=False),
     )
     if model.discipline == "fifo":
         return state
-    return replace(state, mean_squared_wait=None, wait=None, time_in_system=None)
+    if n > 1:
+        return ordered(state, Waits())
+    rho = float(load)
+    squared = mean_square(model.discipline, state.mean_squared_wait, rho)
+    if model.discipline == "lifo":
+        return ordered(state, last_of_any_service(arrival, constant, rho, squared))
+    return ordered(state, Waits(squared))
 
 
 class _Line:

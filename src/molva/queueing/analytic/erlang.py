@@ -5,12 +5,12 @@ from typing import Final
 
 from molva.queueing.errors import ParameterError
 
-__all__ = ["erlang_b", "erlang_c", "load_at_loss"]
+__all__ = ["erlang_b", "erlang_c", "far_below", "load_at_loss"]
 
 # Terms of a continued fraction that are enough for a load ≥ 1: some 60 are used at 1.
 _TERMS: Final = 10_000
 
-# Servers up to which the recursion takes some seconds.
+# Servers up to which the recursion takes some seconds, where nearly all of them are idle.
 _MOST_SERVERS: Final = 20_000_000
 
 
@@ -41,10 +41,26 @@ def erlang_b(load: float, servers: float) -> float:
         raise ParameterError(f"at most {_MOST_SERVERS:,} servers are computed, not {servers:,}")
     whole = math.floor(servers)
     fraction = servers - whole
-    inverse = _inverse_below_one(load, fraction) if fraction else 1.0
-    for k in range(1, whole + 1):
+    first = max(0, math.floor(far_below(min(load, servers))))
+    if first:
+        # A start that is off by a factor is off by 1e-31 of it at the end.
+        inverse = load / (load - first)
+    else:
+        inverse = _inverse_below_one(load, fraction) if fraction else 1.0
+    for k in range(first + 1, whole + 1):
         inverse = 1 + (k + fraction) / load * inverse
+        if inverse == math.inf:
+            return 0.0
     return 1 / inverse
+
+
+def far_below(mean: float) -> float:
+    """Return a number of busy servers that a station busy with ``mean`` never falls to.
+
+    Twelve standard deviations below, with a margin for small means: a recursion over the
+    servers that starts there has forgotten its start to the last bit when it arrives.
+    """
+    return mean - 12 * math.sqrt(mean) - 100
 
 
 def _inverse_below_one(load: float, n: float) -> float:

@@ -7,9 +7,18 @@ Where nobody waits, the number present depends on the service time by its mean a
 from typing import Final
 
 from molva.queueing.analytic.erlang import erlang_b
-from molva.queueing.distributions import Distribution, as_exponential
+from molva.queueing.analytic.flows import loss_station_output
+from molva.queueing.distributions import Distribution, as_deterministic, as_exponential
 from molva.queueing.model import Bulk, Model, Renewal, Sinusoid
-from molva.queueing.result import CLOSED_FORM, Flow, SteadyState, Tail, nothing_waits
+from molva.queueing.result import (
+    CLOSED_FORM,
+    Flow,
+    Multiset,
+    SteadyState,
+    Tail,
+    TimeLaw,
+    nothing_waits,
+)
 
 __all__ = ["METHOD", "applies", "solve"]
 
@@ -57,13 +66,15 @@ def solve(model: Model) -> SteadyState:
         mean_waiting=0.0,
         mean_in_system=a * admitted,
         wait=nothing_waits(),
-        time_in_system=_service_tail(service),
+        time_in_system=_service_law(service),
         output=_output(model, loss),
         refusals=None if n is None else Flow(arrival * loss),
     )
 
 
-def _service_tail(service: Distribution) -> Tail | None:
+def _service_law(service: Distribution) -> TimeLaw | None:
+    if as_deterministic(service) is not None:
+        return Multiset((service.mean,))
     if service.cdf(1.0) is None:
         return None
     return Tail(lambda t: 1 - (service.cdf(t) or 0.0), float(service.mean))
@@ -74,9 +85,9 @@ def _output(model: Model, loss: float) -> Flow:
     arrival, service = model.arrival_rate, model.service
     assert not isinstance(service, Bulk)
     rate = arrival * (1 - loss)
-    if model.servers is None and _is_poisson(model):
-        return Flow(rate, 1.0, 1.0, True)
-    if model.servers != 1:
-        return Flow(rate)
-    variance = 1 / arrival**2 + float(service.scv) * float(service.mean) ** 2
-    return Flow(rate, variance * rate**2, is_poisson=False)
+    if model.servers is None:
+        return Flow(rate, 1.0, 1.0, True) if _is_poisson(model) else Flow(rate)
+    if model.servers == 1:
+        variance = 1 / arrival**2 + float(service.scv) * float(service.mean) ** 2
+        return Flow(rate, variance * rate**2, is_poisson=False)
+    return loss_station_output(arrival, service, model.servers, loss)

@@ -6,21 +6,16 @@ is wrong by an order of magnitude where peaks fill the station.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from molva.queueing.analytic import _poisson
+from molva.queueing.analytic.places import Places
+from molva.queueing.analytic.waves import settled, waves_of
 from molva.queueing.distributions import as_exponential
-from molva.queueing.errors import NoAnalysisError
+from molva.queueing.errors import NoAnalysisError, UnstableError
 from molva.queueing.model import Model, Sinusoid
 from molva.queueing.result import CLOSED_FORM, Flow, SteadyState, Tail, nothing_waits
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Matrix = NDArray[np.float64]
 
 __all__ = ["METHOD", "Course", "applies", "course", "solve"]
 
@@ -28,15 +23,14 @@ METHOD: Final = "periodic"
 _INFINITE: Final = "Eick, Massey and Whitt, The physics of the Mt/G/inf queue (1993)"
 _FORWARD: Final = "Kolmogorov's forward equations, integrated to their periodic solution"
 _ROAD: Final = "numerical, error < 1e-8"
+_ROAD_OF_DRAWN: Final = "numerical, error < 1e-6"
 
-# Points of a period. Sums over equal steps of a smooth periodic function converge faster than
-# any power of the step, so these do for a peak a hundredth of the period wide.
+# Points of a period, an even number. Sums over equal steps of a smooth periodic function converge
+# faster than any power of the step, so these do for a peak a hundredth of the period wide.
 _POINTS: Final = 1024
 
-# Periods until the solution repeats. A station remembers a few of its relaxation times; one
-# that remembers more than these periods is refused.
-_MOST_PERIODS: Final = 100
-_REPEATS: Final = 1e-11
+# Loss at which a room is taken for one that is never full.
+_NEXT_TO_NOTHING: Final = 1e-12
 
 # States beyond which a period takes more than some seconds.
 _MOST_STATES: Final = 2000
@@ -60,89 +54,93 @@ class Course:
 
 
 def applies(model: Model) -> bool:
-    """Whether arrivals follow one sinusoid and service is exponential."""
-    arrivals = model.arrivals
-    if not isinstance(arrivals, Sinusoid) or arrivals.is_random:
+    """Whether arrivals follow a sinusoid and service is exponential."""
+    if not isinstance(model.arrivals, Sinusoid) or as_exponential(model.service) is None:
         return False
-    if as_exponential(model.service) is None:
-        return False
-    if model.servers is None:
-        return True
-    return model.waiting is not None and model.servers + model.waiting <= _MOST_STATES
+    return model.servers is None or model.servers + (model.waiting or 0) <= _MOST_STATES
 
 
 def solve(model: Model) -> SteadyState:
     """Return the means over a period.
 
     Raises:
-        NoAnalysisError: The station takes too many periods to settle.
+        UnstableError: All can wait, and the mean rate is λ ≥ nμ.
+        NoAnalysisError: The station takes too many periods to settle, or too many jobs wait.
     """
     if model.servers is None:
         return _infinite(model)
+    if model.waiting is not None:
+        return _bounded(model, model.servers, model.waiting)
+    n, a = model.servers, model.offered_load
+    if model.arrivals.rate * model.service.mean >= n:
+        raise UnstableError(
+            str(model), arrival_rate=model.arrival_rate, capacity=n * model.service_rate
+        )
+    # So much room that next to nothing is refused is as good as any.
+    q = math.ceil(_backlog(model, n) + 12 * math.sqrt(n) + 40 / math.log(n / a))
+    while n + q <= _MOST_STATES:
+        state = _bounded(model, n, q)
+        if (state.loss_probability or 0.0) < _NEXT_TO_NOTHING:
+            return replace(state, loss_probability=0.0, refusals=None)
+        q *= 2
+    raise NoAnalysisError(
+        f"more than {_MOST_STATES} jobs would have to be followed in {model}; give it waiting "
+        "places, or less load"
+    )
+
+
+def _backlog(model: Model, n: int) -> float:
+    """Return the jobs that pile up while more arrive than are served, at most."""
+    capacity = n * model.service_rate
+    most = 0.0
+    for wave in waves_of(_sinusoid(model)):
+        line = [0.0]
+        for i in range(400):
+            line.append(max(0.0, line[-1] + (wave.rate(i / 200) - capacity) * wave.period / 200))
+        most = max(most, *line)
+    return most
+
+
+def _bounded(model: Model, n: int, q: int) -> SteadyState:
     import numpy
 
-    n, q = model.servers, model.waiting
-    assert q is not None
-    times, states = _periodic(model, n, q)
-    rates = numpy.array([_rate(model, t) for t in times])
+    waves, mu, arrival = waves_of(_sinusoid(model)), model.service_rate, model.arrival_rate
+    states = settled(waves, mu, n, q, _POINTS, str(model))
+    rates = numpy.array([[wave.rate(i / _POINTS) for i in range(_POINTS + 1)] for wave in waves])
+    # Simpson's rule over each period; long periods count for more.
+    simpson = numpy.array([1.0, *([4.0, 2.0] * (_POINTS // 2))[:-1], 1.0]) / (3 * _POINTS)
+    lengths = numpy.array([wave.share * wave.period for wave in waves])
+    lengths /= lengths.sum()
+    mean = numpy.einsum("w,p,wpk->k", lengths, simpson, states)
     # What an arrival sees: states weighted with the rate at which arrivals come.
-    seen = rates @ states / rates.sum()
-    mean = states.mean(axis=0)
+    seen = numpy.einsum("w,p,wp,wpk->k", lengths, simpson, rates, states)
+    seen /= seen.sum()
     number = numpy.arange(n + q + 1)
-    arrival, mu = model.arrival_rate, model.service_rate
-    loss = float(seen[-1])
+    loss = max(0.0, float(seen[-1]))
     throughput = arrival * (1 - loss)
     waiting = float(mean @ numpy.maximum(number - n, 0))
     in_system = float(mean @ number)
-    places = (seen[n:-1] / (1 - loss)).tolist()
-    beyond = [*numpy.cumsum(places[::-1])[::-1].tolist(), 0.0]
-    fifo = model.discipline == "fifo"
-    squares = sum(p * (m + 1) * (m + 2) for m, p in enumerate(places)) / (n * mu) ** 2
-    wait = Tail(
-        lambda t: _poisson.expectation(n * mu * t, lambda i: beyond[min(i, len(places))]),
-        1 / (n * mu),
-    )
+    found = (seen / (1 - loss)).tolist()
+    places = Places(n, mu, sum(found[:n]), found[n:-1])
+    fifo = model.discipline == "fifo" or q == 0
     return SteadyState(
         model=model,
-        road=_ROAD,
+        road=_ROAD if len(waves) == 1 else _ROAD_OF_DRAWN,
         method=METHOD,
         source=_FORWARD,
         utilisation=(in_system - waiting) / n,
         loss_probability=loss,
-        probability_of_waiting=sum(places),
+        probability_of_waiting=places.beyond(0),
         throughput=throughput,
         mean_wait=waiting / throughput,
-        mean_squared_wait=squares if fifo else None,
+        mean_squared_wait=places.squared() if fifo else None,
         mean_time_in_system=in_system / throughput,
         mean_waiting=waiting,
         mean_in_system=in_system,
-        wait=(wait if q else nothing_waits()) if fifo else None,
-        time_in_system=_sojourn(places, beyond, n, mu) if fifo else None,
+        wait=(places.wait() if q else nothing_waits()) if fifo else None,
+        time_in_system=places.time_in_system() if fifo else None,
         output=Flow(throughput, is_poisson=False),
         refusals=Flow(arrival * loss, is_poisson=False),
-    )
-
-
-def _sojourn(places: list[float], beyond: list[float], n: int, mu: float) -> Tail:
-    """Return the time in system where place m, from 1, is taken with probability places[m−1].
-
-    A job is there after i departures if it still waits, or began at the m-th and was none of
-    the i − m since, each with the probability (n−1)/n; see ``birth_death``.
-    """
-    stay = (n - 1) / n
-    held = [0.0]
-    for probability in places:
-        held.append(held[-1] * stay + probability)
-    last = len(places)
-
-    def present(i: int) -> float:
-        if i <= last:
-            return beyond[i] + held[i]
-        return held[last] * stay ** (i - last)
-
-    straight = 1 - sum(places)
-    return Tail(
-        lambda t: straight * math.exp(-mu * t) + _poisson.expectation(n * mu * t, present), 1 / mu
     )
 
 
@@ -178,8 +176,12 @@ def course(model: Model, points: int = 96) -> Course:
         >>> round(max(day.mean_in_system), 2)
         14.84
     """
-    if not applies(model):
-        raise NoAnalysisError(f"a course is that of M_t/M/inf or M_t/M/n/q, not of {model}")
+    drawn = isinstance(model.arrivals, Sinusoid) and model.arrivals.is_random
+    if not applies(model) or drawn or (model.waiting is None and model.servers is not None):
+        raise NoAnalysisError(
+            "a course is that of M_t/M/inf or M_t/M/n/q, all of whose periods are alike, not of "
+            f"{model}"
+        )
     period = _period(model)
     times = tuple(period * i / points for i in range(points))
     rates = tuple(_rate(model, t) for t in times)
@@ -189,7 +191,9 @@ def course(model: Model, points: int = 96) -> Course:
     import numpy
 
     assert model.waiting is not None
-    _, states = _periodic(model, model.servers, model.waiting, points)
+    waves = waves_of(_sinusoid(model))
+    [states] = settled(waves, model.service_rate, model.servers, model.waiting, points, str(model))
+    states = states[:-1]
     means = states @ numpy.arange(states.shape[1])
     return Course(times, rates, tuple(means.tolist()), tuple(states[:, -1].tolist()))
 
@@ -220,45 +224,3 @@ def _infinite_at(model: Model, t: float) -> float:
     turn = w * t + float(wave.phase)
     swing = (mu * math.sin(turn) - w * math.cos(turn)) / (mu * mu + w * w)
     return float(wave.level) / mu + float(wave.amplitude) * swing
-
-
-def _periodic(model: Model, n: int, q: int, points: int = _POINTS) -> tuple[list[float], "Matrix"]:
-    """Return times and, a row each, the probabilities of the states at them."""
-    import numpy
-    from scipy.integrate import solve_ivp
-
-    period, mu = _period(model), model.service_rate
-    down = numpy.minimum(numpy.arange(n + q + 1), n) * mu
-
-    def forward(t: float, p: "Matrix") -> "Matrix":
-        up = _rate(model, t) * p[:-1] - down[1:] * p[1:]
-        change: Matrix = numpy.zeros_like(p)
-        change[:-1] -= up
-        change[1:] += up
-        return change
-
-    times = [period * i / points for i in range(points)]
-    state = numpy.zeros(n + q + 1)
-    state[0] = 1.0
-    for _ in range(_MOST_PERIODS):
-        solved = solve_ivp(
-            forward,
-            (0.0, period),
-            state,
-            method="LSODA",
-            t_eval=[*times, period],
-            rtol=1e-10,
-            atol=1e-13,
-            lband=1,
-            uband=1,
-        )
-        if not solved.success:
-            raise NoAnalysisError(f"{model} could not be integrated: {solved.message}")
-        after = solved.y[:, -1] / solved.y[:, -1].sum()
-        if numpy.abs(after - state).max() < _REPEATS:
-            return times, solved.y[:, :-1].T
-        state = after
-    raise NoAnalysisError(
-        f"{model} has not settled after {_MOST_PERIODS} periods: its period is too short beside "
-        "its service times"
-    )

@@ -6,12 +6,12 @@ An arrival that has to wait finds a geometric number before it, with the ratio Ï
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from molva.queueing.analytic._residual import residual_transform
-from molva.queueing.analytic.birth_death import sojourn_tail
 from molva.queueing.analytic.flows import output_of_single_server
+from molva.queueing.analytic.mixtures import sojourn_tail
+from molva.queueing.analytic.orders import Waits, last_of_any_gaps, ordered
 from molva.queueing.distributions import Distribution, Exponential, as_exponential
 from molva.queueing.errors import UnstableError
 from molva.queueing.model import Model, Renewal
@@ -86,10 +86,11 @@ def solve(model: Model) -> SteadyState:
         if n == 1
         else Flow(arrival),
     )
-    if model.discipline != "fifo":
-        # Who is next changes nobody's chance to wait, nor the mean.
-        return replace(state, mean_squared_wait=None, wait=None, time_in_system=None)
-    return state
+    if model.discipline == "fifo":
+        return state
+    if model.discipline == "lifo" and waiting > 0:
+        return ordered(state, last_of_any_gaps(arrivals.gap, mu, n, waiting, drain))
+    return ordered(state, Waits())
 
 
 def root(model: Model) -> float:

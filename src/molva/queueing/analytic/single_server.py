@@ -11,6 +11,7 @@ from typing import Final
 from molva.queueing.analytic._inversion import tail_by_inversion
 from molva.queueing.analytic._residual import residual_transform
 from molva.queueing.analytic.flows import output_of_single_server
+from molva.queueing.analytic.orders import Waits, last_of_any_service, mean_square, ordered
 from molva.queueing.distributions import (
     Distribution,
     Erlang,
@@ -74,15 +75,12 @@ def solve(model: Model) -> SteadyState:
     assert second is not None
     mean_wait = arrival * second / (2 * idle)
     squared = None if third is None else 2 * mean_wait**2 + arrival * third / (3 * idle)
-    if squared is not None and model.discipline == "lifo":
-        squared /= idle
-    if model.discipline == "random":
-        squared = None
-    known = model.discipline == "fifo" and service.lst(1.0) is not None
+    known = service.lst(1.0) is not None
     waits = _Waits(arrival, service, idle) if known else None
-    return SteadyState(
+    fifo = model.discipline == "fifo"
+    state = SteadyState(
         model=model,
-        road=_road(service) if known else CLOSED_FORM,
+        road=_road(service) if known and fifo else CLOSED_FORM,
         method=METHOD,
         source=_SOURCE,
         utilisation=rho,
@@ -98,6 +96,12 @@ def solve(model: Model) -> SteadyState:
         time_in_system=Tail(waits.sojourn_tail, mean_wait) if waits else None,
         output=output_of_single_server(arrival, 1.0, service, mean_wait),
     )
+    if fifo:
+        return state
+    squared = mean_square(model.discipline, squared, rho)
+    if model.discipline == "lifo" and known:
+        return ordered(state, last_of_any_service(arrival, service, rho, squared))
+    return ordered(state, Waits(squared))
 
 
 def _road(service: Distribution) -> str:
