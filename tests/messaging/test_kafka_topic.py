@@ -179,6 +179,8 @@ async def test_a_topic_that_was_removed_is_not_there(h: KafkaHarness) -> None:
     admin = AdminClient(_servers(h))
     [future] = admin.delete_topics([f"{h.prefix}t"]).values()
     await asyncio.to_thread(future.result)
+    # The controller has removed it; the broker may take a moment longer.
+    await eventually(lambda: f"{h.prefix}t" not in admin.list_topics(timeout=5.0).topics)
 
     with pytest.raises(TopicNotFoundError, match="is not there"):
         await topic.send(Message(b"2"))

@@ -72,7 +72,7 @@ class Killer(threading.Thread):
         self.join()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_every_rating_counts_once_through_kills_and_a_second_import(
     start_molva: StartMolva,
 ) -> None:

@@ -94,6 +94,7 @@ def _points(disk: Disk) -> list[int]:
     return list(range(opened_at, len(disk.log) + 1))
 
 
+@pytest.mark.timeout(600)
 async def test_every_point_of_every_kind_of_crash(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

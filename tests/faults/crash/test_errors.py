@@ -56,6 +56,7 @@ async def _faults() -> list[Fault]:
     ]
 
 
+@pytest.mark.timeout(600)
 async def test_an_error_at_every_operation_is_told_and_loses_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

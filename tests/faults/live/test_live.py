@@ -38,19 +38,23 @@ def test_a_seed_is_a_schedule() -> None:
 async def test_every_promise_is_kept_under_faults(tmp_path: Path) -> None:
     why_not = can_mount(tmp_path)
     kinds = ("kill", "pause", "network", "poison", "terminate", "clock", "slow")
-    config = Config(
-        seed=20_26,
-        seconds=11,
-        rate=800,
-        every=0.8,
-        kinds=kinds,
-        disk="folder" if why_not else "image",
-    )
+    # Where others need the machine, nobody may be there for a fault that was planned: such a
+    # run proves nothing, and is done again.
+    for seed in range(20_26, 20_29):
+        config = Config(
+            seed=seed,
+            seconds=11,
+            rate=800,
+            every=0.8,
+            kinds=kinds,
+            disk="folder" if why_not else "image",
+        )
+        report = await run(config, tmp_path / str(seed))
+        shown = json.dumps(report.shown(), indent=1)
+        assert report.violations == [], shown
+        if not report.vacuous:
+            break
 
-    report = await run(config, tmp_path / "run")
-
-    shown = json.dumps(report.shown(), indent=1)
-    assert report.violations == [], shown
     assert report.vacuous == [], shown
     assert report.kills >= 5, shown
     assert report.faults["pause"] >= 1, shown

@@ -113,7 +113,7 @@ class Draining(Suite):
     async def test_a_busy_neighbour_starves_nobody(self, h: Harness) -> None:
         busy_sender, busy = await h.sender("busy"), await h.consumer("busy")
         sender, consumer = await h.sender("calm"), await h.consumer("calm")
-        await busy_sender.send_many([Message(b"1", key=str(n)) for n in range(600)])
+        await busy_sender.send_many([Message(b"1", key=str(n)) for n in range(4_000)])
         arrived = asyncio.Event()
 
         async def work(_: Delivery) -> None:
@@ -130,7 +130,7 @@ class Draining(Suite):
         await sender.send(Message(b"2"))
         async with asyncio.timeout(PATIENCE):
             await arrived.wait()
-        left = 600 - busy.received.acked
+        left = 4_000 - busy.received.acked
         busy.stop()
         consumer.stop()
         await asyncio.gather(*running)
