@@ -1,55 +1,20 @@
 """M/G/1/q: waits and refusals of a bounded room, by the Markov chain of a marked job."""
 
-import math
-
 import numpy
 import pytest
-from numpy.typing import NDArray
 from scipy import linalg
 
 from molva.queueing import analyse
 from molva.queueing.analytic import _poisson
 from molva.queueing.analytic.birth_death import _Places
-
-Matrix = NDArray[numpy.float64]
-
-
-def phases(law: str) -> tuple[Matrix, Matrix]:
-    """Return the start and the chain of a service time of mean 1."""
-    if law == "E2(1s)":
-        return numpy.array([1.0, 0.0]), numpy.array([[-2.0, 2.0], [0.0, -2.0]])
-    rare = (1 - math.sqrt(3 / 5)) / 2  # H2 of scv 4
-    return numpy.array([1 - rare, rare]), numpy.diag([-2 * (1 - rare), -2 * rare])
-
-
-def station(arrival: float, law: str, q: int) -> tuple[Matrix, Matrix]:
-    """Return the generator of M/PH/1/q without its refusals, and where it is in the long run."""
-    start, chain = phases(law)
-    leave = -chain.sum(axis=1)
-    size = 1 + 2 * (q + 1)
-    rates = numpy.zeros((size, size))
-    rates[0, 1:3] = arrival * start
-    for k in range(1, q + 2):
-        here = slice(2 * k - 1, 2 * k + 1)
-        rates[here, here] += chain - numpy.diag(numpy.diag(chain))
-        if k <= q:
-            rates[here, 2 * k + 1 : 2 * k + 3] += arrival * numpy.eye(2)
-        if k == 1:
-            rates[here, 0] += leave
-        else:
-            rates[here, 2 * k - 3 : 2 * k - 1] += numpy.outer(leave, start)
-    generator = rates - numpy.diag(rates.sum(axis=1))
-    equations = numpy.vstack([generator.T, numpy.ones(size)])
-    right = numpy.concatenate([numpy.zeros(size), [1.0]])
-    p: Matrix = numpy.linalg.lstsq(equations, right, rcond=None)[0]
-    return generator, p
+from tests.queueing.chains import one_server, phases
 
 
 @pytest.mark.parametrize("law", ["E2(1s)", "H2(mean=1s,scv=4)"])
 @pytest.mark.parametrize(("arrival", "q"), [(0.9, 1), (0.9, 6), (2.0, 4), (0.3, 12)])
 class TestOneServer:
     def test_a_wait_is_that_of_a_marked_job(self, law: str, arrival: float, q: int) -> None:
-        _, p = station(arrival, law, q)
+        _, p = one_server(arrival, law, q)
         start, chain = phases(law)
         # Ahead of the job: the service under way and up to q − 1 more, one after the other.
         ahead = numpy.kron(numpy.eye(q), chain)
@@ -76,7 +41,7 @@ class TestOneServer:
             assert state.time_in_system.tail(t) == pytest.approx(times, abs=1e-10)
 
     def test_refusals_are_those_of_the_chain(self, law: str, arrival: float, q: int) -> None:
-        generator, p = station(arrival, law, q)
+        generator, p = one_server(arrival, law, q)
         size = len(p)
         refused = numpy.zeros(size)
         refused[-2:] = arrival

@@ -7,27 +7,11 @@ from collections import deque
 
 import numpy
 import pytest
-from numpy.typing import NDArray
 from scipy import integrate, linalg
 
 from molva.queueing import Model, SteadyState, analyse, course, erlang_b
 from molva.queueing.analytic.schedule import schedule
-
-Matrix = NDArray[numpy.float64]
-
-
-def stationary(generator: Matrix) -> Matrix:
-    """Return π with πQ = 0, by least squares."""
-    size = len(generator)
-    equations = numpy.vstack([generator.T, numpy.ones(size)])
-    right = numpy.concatenate([numpy.zeros(size), [1.0]])
-    solution: Matrix = numpy.linalg.lstsq(equations, right, rcond=None)[0]
-    return solution
-
-
-def with_diagonal(rates: Matrix) -> Matrix:
-    generator: Matrix = rates - numpy.diag(rates.sum(axis=1))
-    return generator
+from tests.queueing.chains import Matrix, one_server, stationary, with_diagonal
 
 
 def birth_death(arrival: float, service: float, n: int, q: int) -> Matrix:
@@ -182,34 +166,11 @@ def test_the_order_changes_the_spread_and_not_the_mean(order: str, factor: float
     assert other.mean_squared_wait == pytest.approx(first.mean_squared_wait * factor)
 
 
-def phases_of_service(law: str) -> tuple[Matrix, Matrix, Matrix]:
-    """Return start, chain and rates of leaving of a service time with mean 1."""
-    if law == "E2(1s)":
-        chain = numpy.array([[-2.0, 2.0], [0.0, -2.0]])
-        return numpy.array([1.0, 0.0]), chain, numpy.array([0.0, 2.0])
-    rare = (1 - math.sqrt(3 / 5)) / 2  # H2 of scv 4
-    rates = 2 * numpy.array([1 - rare, rare])
-    return numpy.array([1 - rare, rare]), numpy.diag(-rates), rates
-
-
 @pytest.mark.parametrize("law", ["E2(1s)", "H2(mean=1s,scv=4)"])
 @pytest.mark.parametrize("q", [0, 1, 6])
 def test_one_server_with_places_is_its_markov_chain(law: str, q: int) -> None:
     arrival = 0.9
-    start, chain, leave = phases_of_service(law)
-    size = 1 + 2 * (q + 1)
-    rates = numpy.zeros((size, size))
-    rates[0, 1:3] = arrival * start
-    for k in range(1, q + 2):
-        here = slice(2 * k - 1, 2 * k + 1)
-        rates[here, here] += chain - numpy.diag(numpy.diag(chain))
-        if k <= q:
-            rates[here, 2 * k + 1 : 2 * k + 3] += arrival * numpy.eye(2)
-        if k == 1:
-            rates[here, 0] += leave
-        else:
-            rates[here, 2 * k - 3 : 2 * k - 1] += numpy.outer(leave, start)
-    p = stationary(with_diagonal(rates))
+    _, p = one_server(arrival, law, q)
     number = numpy.concatenate([[0], numpy.repeat(numpy.arange(1, q + 2), 2)])
 
     state = analyse(f"M({arrival}/s)/{law}/1/{q}", method="embedded-chain")

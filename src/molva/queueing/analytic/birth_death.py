@@ -6,10 +6,10 @@ cancels and nothing overflows: ρ = 0.999999, n = 10⁶ and a loss of 1e-30 need
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from molva.queueing.analytic import _poisson
+from molva.queueing.analytic import _poisson, insensitive
 from molva.queueing.analytic.erlang import erlang_b
 from molva.queueing.analytic.flows import birth_death_output, birth_death_refusals
 from molva.queueing.analytic.mixtures import sojourn_tail
@@ -60,25 +60,8 @@ def solve(model: Model) -> SteadyState:
 
 
 def _infinite_servers(model: Model) -> SteadyState:
-    mean_service = float(model.service.mean)
-    return SteadyState(
-        model=model,
-        road=CLOSED_FORM,
-        method=METHOD,
-        source=_SOURCE,
-        utilisation=None,
-        loss_probability=0.0,
-        probability_of_waiting=0.0,
-        throughput=model.arrival_rate,
-        mean_wait=0.0,
-        mean_squared_wait=0.0,
-        mean_time_in_system=mean_service,
-        mean_waiting=0.0,
-        mean_in_system=model.offered_load,
-        wait=nothing_waits(),
-        time_in_system=Tail(lambda t: math.exp(-t / mean_service), mean_service),
-        output=Flow(model.arrival_rate, 1.0, 1.0, True),
-    )
+    # Nobody waits, so the law of the service does not matter; this one is of this method.
+    return replace(insensitive.solve(model), method=METHOD, source=_SOURCE)
 
 
 def _all_can_wait(model: Model, n: int) -> SteadyState:

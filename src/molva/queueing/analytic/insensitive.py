@@ -4,6 +4,7 @@ Where nobody waits, the number present depends on the service time by its mean a
 (Erlang 1917 guessed it, Sevastyanov 1957 proved it). So does the loss.
 """
 
+import math
 from typing import Final
 
 from molva.queueing.analytic.erlang import erlang_b
@@ -75,6 +76,9 @@ def solve(model: Model) -> SteadyState:
 def _service_law(service: Distribution) -> TimeLaw | None:
     if as_deterministic(service) is not None:
         return Multiset((service.mean,))
+    if as_exponential(service) is not None:
+        mean = float(service.mean)
+        return Tail(lambda t: math.exp(-t / mean), mean)  # to the far end, without 1 − cdf
     if service.cdf(1.0) is None:
         return None
     return Tail(lambda t: 1 - (service.cdf(t) or 0.0), float(service.mean))

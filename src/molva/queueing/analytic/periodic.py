@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
+from molva.queueing.analytic import insensitive
 from molva.queueing.analytic.places import Places
 from molva.queueing.analytic.waves import settled, waves_of
 from molva.queueing.distributions import as_exponential
 from molva.queueing.errors import NoAnalysisError, UnstableError
 from molva.queueing.model import Model, Sinusoid
-from molva.queueing.result import CLOSED_FORM, Flow, SteadyState, Tail, nothing_waits
+from molva.queueing.result import Flow, SteadyState, nothing_waits
 
 __all__ = ["METHOD", "Course", "applies", "course", "solve"]
 
@@ -151,25 +152,7 @@ def _bounded(model: Model, n: int, q: int) -> SteadyState:
 
 
 def _infinite(model: Model) -> SteadyState:
-    mean = float(model.service.mean)
-    return SteadyState(
-        model=model,
-        road=CLOSED_FORM,
-        method=METHOD,
-        source=_INFINITE,
-        utilisation=None,
-        loss_probability=0.0,
-        probability_of_waiting=0.0,
-        throughput=model.arrival_rate,
-        mean_wait=0.0,
-        mean_squared_wait=0.0,
-        mean_time_in_system=mean,
-        mean_waiting=0.0,
-        mean_in_system=model.offered_load,
-        wait=nothing_waits(),
-        time_in_system=Tail(lambda t: math.exp(-t / mean), mean),
-        output=Flow(model.arrival_rate),
-    )
+    return replace(insensitive.solve(model), method=METHOD, source=_INFINITE)
 
 
 def course(model: Model, points: int = 96) -> Course:
