@@ -13,6 +13,7 @@ from benchmarks.queues import queues
 from benchmarks.redis import redis
 from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
+from benchmarks.slow import slow
 
 MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "service": service,
@@ -25,6 +26,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "kafka": kafka,
     "ledgers": ledgers,
     "redis": redis,
+    "slow": slow,
     "queueing": queueing,
     "queueing-limits": queueing_limits,
 }

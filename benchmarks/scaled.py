@@ -57,14 +57,14 @@ def _at(
         with _molva(kafka, redis) as where, running("-m", "molva", "serve", *where) as (port, _p):
             ours.append(wrk(port, connections=connections, seconds=SECONDS).answered_per_second)
         with _molva(kafka, redis) as where:
-            with running("-m", "molva", "serve", *where) as (port, _p), _worker("molva", *where):
+            with running("-m", "molva", "serve", *where) as (port, _p), worker("molva", *where):
                 load = wrk(port, connections=connections, seconds=SECONDS)
                 drains.append(_drained(port, load.requests - load.refused))
                 counted.append(load.answered_per_second)
         peer = "benchmarks.peers.faststream_way"
         topic = _fresh_topic(bootstrap)
         where = ("PORT", bootstrap, topic, redis.url)
-        with running("-m", peer, "serve", *where) as (port, _p), _worker(peer, "0", *where[1:]):
+        with running("-m", peer, "serve", *where) as (port, _p), worker(peer, "0", *where[1:]):
             time.sleep(2)  # its consumer joins its group
             load = wrk(port, connections=connections, seconds=SECONDS)
             theirs.append(load.answered_per_second)
@@ -85,7 +85,8 @@ def _molva(kafka: Server, redis: Server) -> Iterator[tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def _worker(module: str, *where: str) -> Iterator[None]:
+def worker(module: str, *where: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a worker of a module for the block; ``where`` begins with its server's port."""
     arguments = list(where)
     if module == "molva":
         del arguments[:2]  # a worker has no port
@@ -97,7 +98,7 @@ def _worker(module: str, *where: str) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait(20)
