@@ -85,7 +85,9 @@ class MolvaProcess:
         deadline = time.monotonic() + seconds
         found: dict[str, Any] = {}
         while time.monotonic() < deadline:
-            found = self.total(query)
+            # Who was killed just now resets its connections.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                found = self.total(query)
             if found.get("count", 0) >= count:
                 return found
             time.sleep(0.02)

@@ -297,7 +297,7 @@ def _usual_duration(model: Model) -> Fraction:
 
 
 def _jobs_until(model: Model, end: Fraction, seed: int) -> list[Job]:
-    """Return all jobs that arrive before ``end``, and the first that does not."""
+    """Return all jobs that arrive before ``end``, each to its end."""
     expected = float(end * model.arrivals.rate)
     if expected > _MOST_JOBS:
         raise ParameterError(
@@ -308,7 +308,7 @@ def _jobs_until(model: Model, end: Fraction, seed: int) -> list[Job]:
     while True:
         jobs = events(model, count, seed)
         if jobs[-1].arrival >= end:
-            return jobs
+            return [job for job in jobs if job.arrival < end]
         if count > 2 * _MOST_JOBS:
             raise ParameterError(f"more than {_MOST_JOBS} jobs arrive until {float(end):.6g} s")
         count *= 2
