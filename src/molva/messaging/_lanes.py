@@ -160,10 +160,9 @@ class _Lane:
     group: int = 0  # careful: so many messages of it may be open; 1 is alone
     dirty: bool = False  # careful, and something was settled that is not written down
 
-    @property
-    def rests(self) -> bool:
+    def rests(self, *, once_written: bool = False) -> bool:
         """Whether nothing of a careful lane is open, and all that was settled is written."""
-        return not (self.open or self.dirty)
+        return not self.open and (once_written or not self.dirty)
 
     @property
     def next_deaths(self) -> int:
@@ -343,9 +342,10 @@ class LaneReader:
             return None
         return _lowest(self._positions(group=GROUP_MESSAGES))
 
-    def _may_be_alone(self) -> bool:
+    def _may_be_alone(self, *, once_written: bool = False) -> bool:
         """Return whether a message may be handed over alone."""
-        return all(lane.rests for lane in self._lanes.values() if lane.group == 1)
+        alone = (lane for lane in self._lanes.values() if lane.group == 1)
+        return all(lane.rests(once_written=once_written) for lane in alone)
 
     def _may_come_again(self, lane: _Lane) -> bool:
         """Return whether nacked messages of a lane may be handed over."""
@@ -369,10 +369,8 @@ class LaneReader:
         if owned is None or owned.leaving or owned.nacked:
             return 0
         if owned.group:
-            others = self._lanes.values() if owned.group == 1 else [owned]
-            same = (other for other in others if other.group == owned.group)
-            may = all(not other.open if once_written else other.rests for other in same)
-            return min(owned.group, self.room) if may else 0
+            may_go_on = self._may_be_alone if owned.group == 1 else owned.rests
+            return min(owned.group, self.room) if may_go_on(once_written=once_written) else 0
         if 2 * len(owned.delivered) > self._max_open:
             owned.advance()
         return max(0, min(self.room, self._max_open - len(owned.delivered)))
@@ -392,7 +390,7 @@ class LaneReader:
         for number, lane in self._lanes.items():
             # A nacked message holds up its lane: what follows it must not overtake it.
             may = lane.group == group and not lane.leaving and not lane.nacked
-            if may and (not group or lane.rests):
+            if may and (not group or lane.rests()):
                 positions[lane.read_to] = positions.get(lane.read_to, 0) | 1 << number
         return positions
 
