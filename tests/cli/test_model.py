@@ -1,34 +1,25 @@
 """``molva model``: what it prints, and what it ends with."""
 
-import json
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from molva.cli.exits import USAGE
-from molva.cli.main import main
 from molva.queueing import errors
 from molva.queueing.analytic import METHODS
+from tests.cli import commands
 
 ROOT = Path(__file__).parent.parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["model", *arguments])
-    return result.exit_code, result.output
-
-
-def document(*arguments: str) -> dict[str, object]:
-    code, output = run(*arguments, "--json")
-    assert code == 0, output
-    found: dict[str, object] = json.loads(output)
-    return found
+run = partial(commands.run, "model")
+document = partial(commands.document, "model")
 
 
 def test_json_has_the_numbers_of_the_model() -> None:

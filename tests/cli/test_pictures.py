@@ -1,6 +1,5 @@
 """``molva timeline``, ``molva topology`` and ``--plot``: what they print and write."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,24 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from molva.cli.exits import USAGE
-from molva.cli.main import main
+from tests.cli.commands import document, run
 
 ROOT = Path(__file__).parent.parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(main, arguments)
-    return result.exit_code, result.output
-
-
-def document(*arguments: str) -> Any:
-    code, output = run(*arguments, "--json")
-    assert code == 0, output
-    return json.loads(output)
 
 
 def keys(found: Any) -> set[str]:

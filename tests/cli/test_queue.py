@@ -2,19 +2,16 @@
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from molva.cli.exits import UNAVAILABLE, USAGE
-from molva.cli.main import main
 from molva.messaging import Message, open_queue, open_subscription, open_topic
+from tests.cli import commands
 
-
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["queue", *arguments])
-    return result.exit_code, result.output
+run = partial(commands.run, "queue")
 
 
 @pytest.fixture(params=["queue", "topic"])

@@ -1,31 +1,23 @@
 """``molva simulate``: what it prints, and what it ends with."""
 
-import json
 import re
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from molva.cli.exits import USAGE
 from molva.cli.main import main
+from tests.cli import commands
 
 ROOT = Path(__file__).parent.parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["simulate", *arguments])
-    return result.exit_code, result.output
-
-
-def document(*arguments: str) -> dict[str, object]:
-    code, output = run(*arguments, "--json")
-    assert code == 0, output
-    found: dict[str, object] = json.loads(output)
-    return found
+run = partial(commands.run, "simulate")
+document = partial(commands.document, "simulate")
 
 
 def test_json_has_the_keys_of_model_with_intervals() -> None:

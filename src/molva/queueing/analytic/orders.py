@@ -145,19 +145,10 @@ def last_of_any_service(
         return Waits(squared, wait, Shifted(wait, time))
     if not _is_smooth(service) and not isinstance(service, Uniform):
         return Waits(squared)
-    residual = residual_transform(service)
-    root = 0j  # that of one s is near that of the next
+    residual, root_of = residual_transform(service), _roots(service, arrival)
 
     def busy(s: complex) -> complex:
-        nonlocal root
-
-        def step(z: complex) -> complex:
-            value = service.lst(s + arrival * (1 - z))
-            assert value is not None
-            return value
-
-        root = _fixed_point(step, root)
-        return residual(s + arrival * (1 - root))
+        return residual(s + arrival * (1 - root_of(s)))
 
     terms = _TERMS_OF_EDGES if isinstance(service, Uniform) else None
     return _by_transform(busy, rho, service, squared, float(service.mean), terms)
@@ -179,21 +170,31 @@ def last_of_any_gaps(
     squared = 2 * waiting / (drain**2 * (1 + capacity * slope))
     if not _is_smooth(gap):
         return Waits(squared)
-    root = 0j
+    root_of = _roots(gap, capacity)
 
     def busy(s: complex) -> complex:
+        ends = capacity * (1 - root_of(s))
+        return ends / (s + ends)
+
+    return _by_transform(busy, waiting, Exponential(Fraction(1 / service)), squared, 1 / capacity)
+
+
+def _roots(law: Distribution, rate: float) -> Callable[[complex], complex]:
+    """Return z(s) of z = L(s + rate · (1 − z)), where L is the transform of the law."""
+    root = 0j  # that of one s is near that of the next
+
+    def root_of(s: complex) -> complex:
         nonlocal root
 
         def step(z: complex) -> complex:
-            value = gap.lst(s + capacity * (1 - z))
+            value = law.lst(s + rate * (1 - z))
             assert value is not None
             return value
 
         root = _fixed_point(step, root)
-        ends = capacity * (1 - root)
-        return ends / (s + ends)
+        return root
 
-    return _by_transform(busy, waiting, Exponential(Fraction(1 / service)), squared, 1 / capacity)
+    return root_of
 
 
 def stack_of_room(
