@@ -161,15 +161,17 @@ async def open_requester(
         raise InvalidURLError(f"{to}: replies come by a topic; name it, ?topic=replies")
     if "start" in to.options:
         raise InvalidURLError(f"{to}: start= is refused; a requester begins with what comes next")
-    async with contextlib.AsyncExitStack() as opened:
-        sends = await opened.enter_async_context(
-            await (open_topic if parsed.queue is None else open_queue)(
-                requests, require=require, clock=clock, tracing=tracing
-            )
-        )
-        inbox = await opened.enter_async_context(await _Inbox.open(replies, clock))
-        opened.pop_all()
-        return Requester(sends, inbox, to.topic, max_pending=max_pending, clock=clock)
+    sends: Topic | Queue
+    if parsed.queue is None:
+        sends = await open_topic(requests, require=require, clock=clock, tracing=tracing)
+    else:
+        sends = await open_queue(requests, require=require, clock=clock, tracing=tracing)
+    try:
+        inbox = await _Inbox.open(replies, clock)
+    except BaseException:
+        await sends.close()
+        raise
+    return Requester(sends, inbox, to.topic, max_pending=max_pending, clock=clock)
 
 
 @final
@@ -431,17 +433,6 @@ class _Inbox:
             _logger.warning("%s: another requester must tidy up: %s", self._topic, error)
         finally:
             await self._topic.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def _subscribe(self) -> Subscription:
         named = {"subscription": _PREFIX + self.address}
