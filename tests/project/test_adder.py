@@ -1,4 +1,4 @@
-"""The adder, in real processes: every answer is its own request's sum, or says why there is none."""
+"""The adder in real processes: an answer is its own request's sum, or says why there is none."""
 
 import json
 import os
