@@ -317,25 +317,25 @@ async def test_ten_thousand_pending_asks_are_bounded_and_leave_nothing(base: str
             asking.clear()
             async with await open_queue(f"{base}?queue=q") as queue:
                 await queue.purge()
+                await queue.receive(wait=0.0)  # the driver forgets what was purged when it looks
             gc.collect()
             return held
 
-        await round_of(100)
+        await round_of(10_000)
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
             held = await round_of(10_000) - before
-            after = [tracemalloc.get_traced_memory()[0]]
-            for _ in range(2):
-                await round_of(10_000)
-                after.append(tracemalloc.get_traced_memory()[0])
+            after_one = tracemalloc.get_traced_memory()[0]
+            await round_of(10_000)
+            after_two = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
 
     assert asker.pending == 0
-    assert held < 10_000 * 12_000, f"{held / 10_000:,.0f} bytes each"
+    assert held < 10_000 * 10_000, f"{held / 10_000:,.0f} bytes each"
     # What is remembered of those that were given up is bounded, and was full after the first.
-    assert after[2] - after[1] < 1_000_000, after
+    assert after_two - after_one < 300_000, (after_one, after_two)
 
 
 # Bodies, traces, threads ------------------------------------------------------------------

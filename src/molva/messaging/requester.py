@@ -25,6 +25,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -56,7 +57,7 @@ __all__ = ["AskCounters", "Requester", "open_requester"]
 
 _logger: Final = logging.getLogger("molva.messaging")
 
-# Requests that may wait for their replies at once. Each holds some 3 KB beside its body. Far
+# Requests that may wait for their replies at once. Each holds some 6 KB beside its body. Far
 # more, and a responder that stands still fills our memory; fewer, and a busy front end is
 # refused what its responders could well answer.
 _MAX_PENDING: Final = 10_000
@@ -202,7 +203,7 @@ class Requester:
         self._numbers: Final = itertools.count(1)
         # By correlation id: what waits, and what has waited in vain, oldest first.
         self._pending: dict[str, asyncio.Future[Message]] = {}
-        self._overdue: dict[str, None] = {}
+        self._overdue: OrderedDict[str, None] = OrderedDict()
         self._broken: Exception | None = None
         self._closed = False
         self.counters = AskCounters()
@@ -327,7 +328,7 @@ class Requester:
         """Note that nobody waits for this reply any more."""
         self._overdue[correlation_id] = None
         if len(self._overdue) > _REMEMBERED:
-            del self._overdue[next(iter(self._overdue))]
+            self._overdue.popitem(last=False)
 
     async def _take(self, delivery: Delivery) -> None:
         """Hand a reply to whoever waits for it."""
