@@ -9,7 +9,8 @@ the price of needing nothing but topics, and the reason why each broker can do i
 processes ask, give each, or each machine, a reply topic of its own: requests name theirs.
 
 What a requester leaves behind: ``close`` removes its subscription. One that was killed cannot,
-so every other requester of the topic removes it, when it opens and once a minute. They know by
+so the other requesters of the topic remove it: each looks when it has opened, and about one of
+them a minute after that. They know by
 the broker whether somebody still consumes it, and by its name, which is time-ordered, that it
 is not just being opened. Until then it keeps no more than the replies to what the dead one had
 asked. A topic that keeps nothing (``delivery=at-most-once`` on Redis) keeps not even these.
@@ -22,7 +23,6 @@ that requesters share: each would get the replies of others.
 """
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections import OrderedDict
@@ -33,6 +33,7 @@ from typing import Final, Self, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva._base.ids import IdFactory
+from molva._base.outage import Outage
 from molva.messaging._correlation import CORRELATION_ID, as_request, failure_of
 from molva.messaging._tracing import Tracing
 from molva.messaging.delivery import Delivery
@@ -66,7 +67,8 @@ _MAX_PENDING: Final = 10_000
 # of so many travel together; where not, it changes nothing.
 _TAKEN_AT_ONCE: Final = 64
 
-# Seconds between two looks for what killed requesters left. Each costs a call or two.
+# Seconds between two looks for what killed requesters left, whoever looks: with ten of them,
+# each does every tenth time, because a look asks the broker of every subscription.
 _SWEEP: Final = 60.0
 # Seconds for which a subscription is left alone, whether or not anybody consumes it: it may
 # just be being opened. Longer than any open takes, and than clocks of machines differ.
@@ -74,6 +76,9 @@ _GRACE: Final = 60.0
 
 # Overdue requests remembered, so that a reply that comes late is not taken for a second one.
 _REMEMBERED: Final = 10_000
+
+# Seconds that anybody waits. More is a unit mistaken, and a deadline that has no date.
+_LONGEST: Final = 366 * 86_400.0
 
 _PREFIX: Final = "requester-"
 
@@ -225,8 +230,9 @@ class Requester:
         Args:
             message: What is asked. Headers of its own travel along, except those that tie
                 the reply to it: ``reply-to``, ``correlation-id``, ``deadline``.
-            timeout: Seconds until nobody waits any more, > 0. A responder that takes the
-                request later does not work on it, as far as the machines' clocks agree.
+            timeout: Seconds until nobody waits any more, > 0, at most a year. A responder that
+                takes the request later does not work on it, as far as the machines' clocks
+                agree.
 
         Raises:
             DeadlineExceededError: No reply came in time, whatever the reason.
@@ -238,8 +244,8 @@ class Requester:
                 unknown. BrokenBrokerError: only a new process can ask again.
             ClosedError: It was closed, before or meanwhile.
         """
-        if not 0 < timeout < float("inf"):
-            raise ValueError(f"timeout={timeout} is refused; more than 0 seconds is accepted")
+        if not 0 < timeout <= _LONGEST:
+            raise ValueError(f"timeout={timeout} is refused; 0 seconds to a year is accepted")
         self._check_open()
         if len(self._pending) >= self._max_pending:
             raise QueueFullError(self._max_pending)
@@ -365,10 +371,10 @@ class Requester:
                 future.set_exception(error())
 
     async def _keep_sweeping(self) -> None:
+        """Tidy up after others, beside the asking: some brokers take seconds to tell who lives."""
         while True:
-            await self._clock.sleep(_SWEEP)
-            with contextlib.suppress(UnavailableError):  # the next time, then
-                await self._inbox.sweep()
+            living = await self._inbox.sweep()
+            await self._clock.sleep(_SWEEP * max(1, living))
 
 
 @final
@@ -382,7 +388,10 @@ class _Inbox:
         self._topic: Final = topic
         self._clock: Final = clock
         self._subscription: Subscription | None = None
-        self._stopping = False
+        self._stopping: Final = asyncio.Event()
+        self._outage: Final = Outage(
+            "no replies can be received", logger=_logger, stopping=self._stopping, clock=clock
+        )
 
     @classmethod
     async def open(cls, url: str, clock: Clock) -> Self:
@@ -390,7 +399,6 @@ class _Inbox:
         topic = await open_topic(url, clock=clock)
         try:
             inbox = cls(url, topic, clock)
-            await inbox.sweep()
             inbox._subscription = await inbox._subscribe()
         except BaseException:
             await topic.close()
@@ -399,39 +407,52 @@ class _Inbox:
 
     async def run(self, take: Callable[[Delivery], Awaitable[None]]) -> None:
         """Hand over replies until ``stop``, also after the subscription was removed."""
-        while self._subscription is not None and not self._stopping:
+        while not self._stopping.is_set():
             try:
+                if self._subscription is None:
+                    self._subscription = await self._subscribe()
+                    self._outage.over()
                 await self._subscription.run(take, concurrency=_TAKEN_AT_ONCE)
-                return
             except NotFoundError as error:
                 # This process stood still for so long that others took it for dead.
                 _logger.warning("replies may be missing, it is subscribed anew: %s", error)
-                await self._subscription.close()
-                self._subscription = await self._subscribe()
+                await self._unsubscribe()
+            except BrokenBrokerError:
+                raise  # passes only with this process
+            except UnavailableError as error:
+                await self._outage.wait(error)
 
     def stop(self) -> None:
         """End ``run``."""
-        self._stopping = True
+        self._stopping.set()
         if self._subscription is not None:
             self._subscription.stop()
 
-    async def sweep(self) -> None:
-        """Remove the subscriptions of requesters that died."""
-        stat = await self._topic.stat()
-        for name in stat.subscriptions if stat is not None else ():
-            if self._is_old(name):
-                with contextlib.suppress(InUseError):  # it lives
+    async def sweep(self) -> int:
+        """Remove the subscriptions of requesters that died; return how many live."""
+        living = 0
+        try:
+            stat = await self._topic.stat()
+            for name in stat.subscriptions if stat is not None else ():
+                if not self._is_old(name):
+                    living += name.startswith(_PREFIX)
+                    continue
+                try:
                     if await self._topic.remove_subscription(name):
-                        _logger.info("%s: removed %s, whose requester died", self._topic, name)
+                        _logger.info("%r: removed %s, whose requester died", self._topic, name)
+                except InUseError:
+                    living += 1
+        except MessagingError as error:
+            _logger.warning("what killed requesters left was not looked for: %s", error)
+        return living
 
     async def close(self) -> None:
         """Remove the subscription and release the broker."""
         try:
-            if self._subscription is not None:
-                await self._subscription.close()
-                await self._topic.remove_subscription(_PREFIX + self.address)
-        except UnavailableError as error:
-            _logger.warning("%s: another requester must tidy up: %s", self._topic, error)
+            await self._unsubscribe()
+            await self._topic.remove_subscription(_PREFIX + self.address)
+        except MessagingError as error:
+            _logger.warning("%r: another requester has to tidy up: %s", self._topic, error)
         finally:
             await self._topic.close()
 
@@ -440,6 +461,11 @@ class _Inbox:
         if "latest" in self._topic.capabilities.starts:
             named["start"] = "latest"
         return await open_subscription(with_options(self._url, **named), clock=self._clock)
+
+    async def _unsubscribe(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.close()
 
     def _is_old(self, name: str) -> bool:
         """Tell whether this is a requester's subscription, and was not made just now."""

@@ -30,7 +30,7 @@ from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva._base.ids import format_id
 from molva._base.seldom import SeldomLog
 from molva.messaging._about import about
-from molva.messaging._correlation import REPLY_TO, as_reply, deadline_us, error_reply
+from molva.messaging._correlation import ERROR_TYPE, REPLY_TO, as_reply, deadline_us, error_reply
 from molva.messaging._tracing import Tracing
 from molva.messaging.delivery import Delivery
 from molva.messaging.errors import (
@@ -237,7 +237,11 @@ class Responder:
         except (NotFoundError, InvalidURLError, UnsupportedFeatureError) as error:
             self.counters.unanswerable += 1
             raise RejectError(f"no reply can be sent to topic {name!r}: {error}") from error
-        await self._send(topic, request, await self._reply(handler, delivery))
+        sent = await self._send(topic, request, await self._reply(handler, delivery))
+        if ERROR_TYPE in sent.headers:
+            self.counters.failed += 1
+        else:
+            self.counters.answered += 1
 
     async def _reply(self, handler: _Handler, delivery: Delivery) -> Message:
         """Return what the handler answers; an error where it raises."""
@@ -248,27 +252,24 @@ class Responder:
         except LeaseLostError:
             raise  # another responder has the request, and answers
         except RejectError as error:
-            self.counters.failed += 1
             return error_reply("RejectError", str(error))
         except Exception as error:
-            self.counters.failed += 1
             fields = about(delivery.message, delivery.attempt)
             _logger.exception("%r failed and was answered so", delivery, extra=fields)
             return error_reply(
                 type(error).__name__,
                 f"the responder's log says more, of message {format_id(delivery.message.id)}",
             )
-        self.counters.answered += 1
         return reply
 
-    async def _send(self, topic: Topic, request: Message, reply: Message) -> None:
+    async def _send(self, topic: Topic, request: Message, reply: Message) -> Message:
+        """Send a reply, or why it cannot be sent; return what was sent."""
         try:
             await topic.send(as_reply(reply, request))
         except MessageTooLargeError as error:
-            self.counters.answered -= 1
-            self.counters.failed += 1
-            refusal = error_reply("MessageTooLargeError", f"the reply: {error}")
-            await topic.send(as_reply(refusal, request))
+            reply = error_reply("MessageTooLargeError", f"the reply: {error}")
+            await topic.send(as_reply(reply, request))
+        return reply
 
 
 @final

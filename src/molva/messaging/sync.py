@@ -1016,8 +1016,9 @@ class Requester:
         Args:
             message: What is asked. Headers of its own travel along, except those that tie
                 the reply to it: ``reply-to``, ``correlation-id``, ``deadline``.
-            timeout: Seconds until nobody waits any more, > 0. A responder that takes the
-                request later does not work on it, as far as the machines' clocks agree.
+            timeout: Seconds until nobody waits any more, > 0, at most a year. A responder that
+                takes the request later does not work on it, as far as the machines' clocks
+                agree.
 
         Raises:
             DeadlineExceededError: No reply came in time, whatever the reason.
