@@ -8,12 +8,7 @@ All requesters of a reply topic read all of its replies and pass over those of o
 the price of needing nothing but topics, and the reason why each broker can do it. Where many
 processes ask, give each, or each machine, a reply topic of its own: requests name theirs.
 
-What a requester leaves behind: ``close`` removes its subscription. One that was killed cannot,
-so the other requesters of the topic remove it: each looks when it has opened, and about one of
-them a minute after that. They know by
-the broker whether somebody still consumes it, and by its name, which is time-ordered, that it
-is not just being opened. Until then it keeps no more than the replies to what the dead one had
-asked. A topic that keeps nothing (``delivery=at-most-once`` on Redis) keeps not even these.
+What a killed requester leaves behind is removed by the others (``_inbox``).
 
 Rejected: a queue for each requester, because Kafka has no queues and a killed one would leave
 its queue for ever. A time to live on requests and replies: what expires is a dead letter,
@@ -26,33 +21,28 @@ import asyncio
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
-from molva._base.ids import IdFactory
-from molva._base.outage import Outage
 from molva.messaging._correlation import CORRELATION_ID, as_request, failure_of
+from molva.messaging._inbox import Inbox
 from molva.messaging._tracing import Tracing
 from molva.messaging.delivery import Delivery
 from molva.messaging.errors import (
     BrokenBrokerError,
     ClosedError,
     DeadlineExceededError,
-    InUseError,
     InvalidURLError,
     MessagingError,
-    NotFoundError,
     QueueFullError,
-    UnavailableError,
 )
 from molva.messaging.message import Message
 from molva.messaging.queue import Queue, open_queue
-from molva.messaging.subscription import Subscription, open_subscription
 from molva.messaging.topic import Topic, open_topic
-from molva.messaging.url import BrokerURL, with_options
+from molva.messaging.url import BrokerURL
 
 __all__ = ["AskCounters", "Requester", "open_requester"]
 
@@ -63,24 +53,11 @@ _logger: Final = logging.getLogger("molva.messaging")
 # refused what its responders could well answer.
 _MAX_PENDING: Final = 10_000
 
-# Replies taken over side by side. Where each is acknowledged by itself, the acknowledgements
-# of so many travel together; where not, it changes nothing.
-_TAKEN_AT_ONCE: Final = 64
-
-# Seconds between two looks for what killed requesters left, whoever looks: with ten of them,
-# each does every tenth time, because a look asks the broker of every subscription.
-_SWEEP: Final = 60.0
-# Seconds for which a subscription is left alone, whether or not anybody consumes it: it may
-# just be being opened. Longer than any open takes, and than clocks of machines differ.
-_GRACE: Final = 60.0
-
 # Overdue requests remembered, so that a reply that comes late is not taken for a second one.
 _REMEMBERED: Final = 10_000
 
 # Seconds that anybody waits. More is a unit mistaken, and a deadline that has no date.
 _LONGEST: Final = 366 * 86_400.0
-
-_PREFIX: Final = "requester-"
 
 
 @final
@@ -173,7 +150,7 @@ async def open_requester(
     else:
         sends = await open_queue(requests, require=require, clock=clock, tracing=tracing)
     try:
-        inbox = await _Inbox.open(replies, clock)
+        inbox = await Inbox.open(replies, clock)
     except BaseException:
         await sends.close()
         raise
@@ -194,7 +171,7 @@ class Requester:
     def __init__(
         self,
         sends: Topic | Queue,
-        inbox: "_Inbox",
+        inbox: Inbox,
         reply_to: str,
         *,
         max_pending: int,
@@ -213,7 +190,7 @@ class Requester:
         self._closed = False
         self.counters = AskCounters()
         self._listening: Final = asyncio.ensure_future(self._listen())
-        self._sweeping: Final = asyncio.ensure_future(self._keep_sweeping())
+        self._tidying: Final = asyncio.ensure_future(self._inbox.keep_tidy())
 
     @property
     def pending(self) -> int:
@@ -271,9 +248,9 @@ class Requester:
             return
         self._closed = True
         self._fail_all(lambda: ClosedError("the requester was closed before the reply came"))
-        self._sweeping.cancel()
+        self._tidying.cancel()
         self._inbox.stop()
-        await asyncio.wait((self._sweeping, self._listening))
+        await asyncio.wait((self._tidying, self._listening))
         try:
             await self._inbox.close()
         finally:
@@ -369,113 +346,3 @@ class Requester:
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(error())
-
-    async def _keep_sweeping(self) -> None:
-        """Tidy up after others, beside the asking: some brokers take seconds to tell who lives."""
-        while True:
-            living = await self._inbox.sweep()
-            await self._clock.sleep(_SWEEP * max(1, living))
-
-
-@final
-class _Inbox:
-    """The reply topic as one requester sees it: its own subscription, and what others left."""
-
-    def __init__(self, url: str, topic: Topic, clock: Clock) -> None:
-        # By the clock that was given, since others tell from it how old the name is.
-        self.address: Final = IdFactory(clock)().hex()
-        self._url: Final = url
-        self._topic: Final = topic
-        self._clock: Final = clock
-        self._subscription: Subscription | None = None
-        self._stopping: Final = asyncio.Event()
-        self._outage: Final = Outage(
-            "no replies can be received", logger=_logger, stopping=self._stopping, clock=clock
-        )
-
-    @classmethod
-    async def open(cls, url: str, clock: Clock) -> Self:
-        """Open the reply topic and a subscription of it, whose position is fixed then."""
-        topic = await open_topic(url, clock=clock)
-        try:
-            inbox = cls(url, topic, clock)
-            inbox._subscription = await inbox._subscribe()
-        except BaseException:
-            await topic.close()
-            raise
-        return inbox
-
-    async def run(self, take: Callable[[Delivery], Awaitable[None]]) -> None:
-        """Hand over replies until ``stop``, also after the subscription was removed."""
-        while not self._stopping.is_set():
-            try:
-                if self._subscription is None:
-                    self._subscription = await self._subscribe()
-                    self._outage.over()
-                await self._subscription.run(take, concurrency=_TAKEN_AT_ONCE)
-            except NotFoundError as error:
-                # This process stood still for so long that others took it for dead.
-                _logger.warning("replies may be missing, it is subscribed anew: %s", error)
-                await self._unsubscribe()
-            except BrokenBrokerError:
-                raise  # passes only with this process
-            except UnavailableError as error:
-                await self._outage.wait(error)
-
-    def stop(self) -> None:
-        """End ``run``."""
-        self._stopping.set()
-        if self._subscription is not None:
-            self._subscription.stop()
-
-    async def sweep(self) -> int:
-        """Remove the subscriptions of requesters that died; return how many live."""
-        living = 0
-        try:
-            stat = await self._topic.stat()
-            for name in stat.subscriptions if stat is not None else ():
-                if not self._is_old(name):
-                    living += name.startswith(_PREFIX)
-                    continue
-                try:
-                    if await self._topic.remove_subscription(name):
-                        _logger.info("%r: removed %s, whose requester died", self._topic, name)
-                except InUseError:
-                    living += 1
-        except MessagingError as error:
-            _logger.warning("what killed requesters left was not looked for: %s", error)
-        return living
-
-    async def close(self) -> None:
-        """Remove the subscription and release the broker."""
-        try:
-            await self._unsubscribe()
-            await self._topic.remove_subscription(_PREFIX + self.address)
-        except MessagingError as error:
-            _logger.warning("%r: another requester has to tidy up: %s", self._topic, error)
-        finally:
-            await self._topic.close()
-
-    async def _subscribe(self) -> Subscription:
-        named = {"subscription": _PREFIX + self.address}
-        if "latest" in self._topic.capabilities.starts:
-            named["start"] = "latest"
-        return await open_subscription(with_options(self._url, **named), clock=self._clock)
-
-    async def _unsubscribe(self) -> None:
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            await subscription.close()
-
-    def _is_old(self, name: str) -> bool:
-        """Tell whether this is a requester's subscription, and was not made just now."""
-        address = name.removeprefix(_PREFIX)
-        if address in (name, self.address):
-            return False
-        try:
-            # The first 48 bits of a time-ordered id: milliseconds (RFC 9562, UUID version 7).
-            made_ms = int(address[:12], 16)
-        except ValueError:
-            return False
-        # Made in the future by as much, it is of a machine whose clock was wrong.
-        return abs(self._clock.now_us() // 1_000 - made_ms) > _GRACE * 1_000

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from molva.messaging import requester as requester_module
+from molva.messaging import _inbox
 from molva.messaging.codecs import JSON
 from molva.messaging.conformance.actors import Start
 from molva.messaging.conformance.harness import Harness, Suite, needs
@@ -192,8 +192,8 @@ class Sweeping(Suite):
         self, h: Harness, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Nothing here is just being opened while somebody sweeps.
-        monkeypatch.setattr(requester_module, "_GRACE", 0.0)
-        monkeypatch.setattr(requester_module, "_SWEEP", 0.1)
+        monkeypatch.setattr(_inbox, "_GRACE", 0.0)
+        monkeypatch.setattr(_inbox, "_SWEEP", 0.1)
         replies = await h.topic("replies")
         doomed = await (await start("ask", h.sender_url("requests"), h.url("replies"))).ready()
         [left] = await _subscriptions(replies)
