@@ -4,6 +4,7 @@ The paths that are measured only count in plain integers; turning these into Pro
 format happens here, once a scrape, so that measuring costs the fast lane nothing.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Final, final
@@ -52,6 +53,7 @@ class Metrics:
         self._topic = topic
         self._siblings = siblings
         self._capacity = capacity
+        self._spool = spool
         self._broker: Final = _OfBroker(subscription)
         process = None if siblings is None else siblings.process
         self._own: Final = CollectorRegistry(auto_describe=False)
@@ -68,12 +70,15 @@ class Metrics:
     async def text(self) -> bytes:
         """Return all metrics in Prometheus' text format: of all siblings, and of the broker."""
         topic = self._topic()
-        bounded = topic is not None and topic.capacity is not None
-        self._broker.capacity = topic.capacity if topic and bounded else self._capacity
-        try:
-            self._broker.stat = None if topic is None else await topic.stat()
-        except MessagingError:
-            self._broker.stat = None  # its gauges are missing, which is what an alert looks for
+        self._broker.capacity = None if topic is None else topic.capacity
+        if self._broker.capacity is None:
+            self._broker.capacity = self._capacity
+        # Missing where it cannot be told, which is what an alert looks for. One that is known to
+        # be away is not asked: that may take longer than a scrape.
+        self._broker.stat = None
+        if topic is not None and not (self._spool is not None and self._spool.is_away):
+            with contextlib.suppress(MessagingError):
+                self._broker.stat = await topic.stat()
         others = [] if self._siblings is None else await self._siblings.others()
         return merged([self.own_text(), *others, generate_latest(self._shared)])
 

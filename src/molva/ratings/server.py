@@ -37,6 +37,7 @@ from molva.ratings.deployment import SUBSCRIPTION, Deployment, check_shared, sur
 from molva.ratings.intake import Intake
 from molva.ratings.ledger import Ledger, LedgerError
 from molva.ratings.metrics import Metrics
+from molva.ratings.outbox import outboxes_survive
 from molva.ratings.siblings import PORT_HELD, Siblings
 from molva.ratings.spool import Spool
 
@@ -190,17 +191,18 @@ class HTTPService:
 
     async def pending(self) -> int | None:
         """Return how many ratings are accepted and not yet counted; None if unknown."""
-        if self.topic is None:
-            return None
+        spool = self.outlet if isinstance(self.outlet, Spool) else None
+        if self.topic is None or (spool is not None and spool.is_away):
+            return None  # asking takes as long as the broker is given for an answer
         try:
             stat = await self.topic.stat()
         except MessagingError:
             return None
         if stat is None:
             return None
-        spooled = self.outlet.length if isinstance(self.outlet, Spool) else 0
+        left_over = 0 if spool is None else spool.length
         reading = stat.subscriptions.get(SUBSCRIPTION)
-        return spooled + (stat.stored if reading is None else reading.pending)
+        return left_over + (stat.stored if reading is None else reading.pending)
 
     async def ready(self) -> list[str]:
         """Return why this process should get no requests now; empty if it should."""
@@ -302,12 +304,13 @@ async def _outlet(
 ) -> AsyncIterator[Topic | Spool]:
     """Open where ratings go, for the block: the broker, or a spool in front of it."""
     settings = deployment.spool
+    spooled = None if settings is None else outboxes_survive()
 
     async def open_broker() -> Topic:
         topic = await deployment.open_topic()
         try:
             check_shared(topic.capabilities, deployment.broker)
-            survives(topic, ledger, asked=asked)
+            survives(topic, ledger, spool=spooled, asked=asked)
         except BaseException:
             await topic.close()
             raise
