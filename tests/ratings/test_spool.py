@@ -183,6 +183,12 @@ async def store(spool: Spool, body: bytes, id_: bytes | None = None) -> None:
         await spool.take(message, error)
 
 
+async def store_all(spool: Spool, bodies: Sequence[bytes]) -> None:
+    """Store ratings, one after the other."""
+    for body in bodies:
+        await store(spool, body)
+
+
 def numbered(number: int, first: int = 0) -> list[bytes]:
     return [b"%d" % at for at in range(first, first + number)]
 
@@ -201,8 +207,7 @@ class TestStoring:
     async def test_what_a_broker_that_is_away_cannot_take_is_kept(self, site: Site) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(5):
-                await store(spool, body)
+            await store_all(spool, numbered(5))
 
             assert (spool.is_away, spool.stored, spool.length) == (True, 5, 5)
             assert site.broker.stored == []
@@ -212,8 +217,7 @@ class TestStoring:
     ) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(50):
-                await store(spool, body)
+            await store_all(spool, numbered(50))
             await site.pass_time(60.0)
 
             # 0.1 s, doubled up to 5 s: some eighteen times in a minute.
@@ -282,8 +286,7 @@ class TestBounds:
         site.settings = SpoolSettings(site.settings.folder, limit=3, hours=24.0)
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(3):
-                await store(spool, body)
+            await store_all(spool, numbered(3))
             with pytest.raises(SpoolRefusedError, match="limit of 3 ratings"):
                 await store(spool, b"4")
 
@@ -309,8 +312,7 @@ class TestBounds:
     async def test_a_broker_that_is_back_and_full_lets_the_rest_wait(self, site: Site) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(10):
-                await store(spool, body)
+            await store_all(spool, numbered(10))
             site.broker.away, site.broker.room = False, 4
             await site.until(lambda: len(site.broker.stored) == 4)
             await site.pass_time(1.0)
@@ -349,8 +351,7 @@ class TestComingBack:
     async def test_all_go_on_in_order_each_once(self, site: Site) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(2_500):
-                await store(spool, body)
+            await store_all(spool, numbered(2_500))
             site.broker.away = False
             await site.until(lambda: not spool.is_away)
 
@@ -361,8 +362,7 @@ class TestComingBack:
     async def test_new_ratings_do_not_overtake_those_that_wait(self, site: Site) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(3_000):
-                await store(spool, body)
+            await store_all(spool, numbered(3_000))
             site.broker.away = False
             at = 3_000
             while spool.is_away:
@@ -382,8 +382,7 @@ class TestComingBack:
     async def test_under_load_the_spool_comes_to_an_end(self, site: Site) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(1_500):
-                await store(spool, body)
+            await store_all(spool, numbered(1_500))
             site.broker.away = False
             ended = False
             sent = 0
@@ -421,8 +420,7 @@ class TestComingBack:
     ) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(5):
-                await store(spool, body)
+            await store_all(spool, numbered(5))
             site.broker.away, site.broker.hangs_after = False, 1
             await site.until(lambda: site.broker.calls[-1] > 1)
             waiting = [asyncio.ensure_future(store(spool, b"%d" % at)) for at in range(5, 8)]
@@ -441,8 +439,7 @@ class TestComingBack:
     ) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(5):
-                await store(spool, body)
+            await store_all(spool, numbered(5))
             site.broker.too_large, site.broker.away = {b"2"}, False
             await site.until(lambda: not spool.is_away)
             await site.pass_time(1.0)  # watermarks are written four times a second
@@ -450,6 +447,20 @@ class TestComingBack:
             found = await look_into(site.file())
             assert (found.pending, found.dead) == (0, 1)
         assert site.broker.bodies == [b"0", b"1", b"3", b"4"]
+
+    async def test_a_count_that_went_wrong_keeps_nobody_away_from_the_broker(
+        self, site: Site
+    ) -> None:
+        site.broker.away = True
+        async with site.spool() as spool:
+            await store_all(spool, numbered(40))
+            # As where somebody else has consumed some of it, with `molva sub`.
+            spool._outbox._found += 5
+            site.broker.away = False
+            await site.until(lambda: not spool.is_away)
+
+            assert spool.length == 0
+        assert site.broker.bodies == numbered(40)
 
     async def test_a_request_that_was_cancelled_is_not_forgotten_in_the_spool(
         self, site: Site
@@ -470,8 +481,7 @@ class TestDying:
     async def test_what_was_left_in_it_goes_on_first(self, site: Site) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(30):
-                await store(spool, body)
+            await store_all(spool, numbered(30))
         async with site.spool() as spool:
             assert (spool.is_away, spool.length) == (True, 30)
             await store(spool, b"30")
@@ -482,8 +492,7 @@ class TestDying:
     async def test_nothing_leaves_it_before_the_broker_has_confirmed(self, site: Site) -> None:
         site.broker.away = True
         async with site.spool() as spool:
-            for body in numbered(30):
-                await store(spool, body)
+            await store_all(spool, numbered(30))
             site.broker.away, site.broker.hangs_after = False, 1
             await site.until(lambda: site.broker.calls[-1] > 1)
             # A batch is on its way, and this process ends.
@@ -548,8 +557,7 @@ class TestStarting:
         async with site.spool(late=True) as spool:
             assert spool.is_away
             assert spool.broker is None
-            for body in numbered(3):
-                await store(spool, body)
+            await store_all(spool, numbered(3))
             await site.pass_time(10.0)
             assert site.opened > 3
             site.broker.away = False

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import json
-import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,8 @@ import pytest
 from molva._base.ids import id_from_text
 from molva.ratings.ledger import open_ledger
 from tests.brokers import Server, private_kafka, private_redis
-from tests.conftest import MolvaProcess, StartMolva, skip_without
+from tests.conftest import MolvaProcess, StartMolva
+from tests.ratings.fsync import failing_fsync
 from tests.ratings.test_service_servers import Load
 
 # Seconds for which a broker is away: longer than Kafka's client keeps what it could not send.
@@ -312,28 +311,12 @@ def test_doctor_tells_what_a_deployment_with_a_spool_survives(
 def test_after_a_failed_fsync_of_the_spool_a_new_process_goes_on(
     redis: Server, start_molva: StartMolva, tmp_path: Path
 ) -> None:
-    strace = shutil.which("strace")
-    if strace is None:
-        skip_without("strace", "it injects the error, and is not installed")
     molva = start_molva("--broker", redis.url, *SPOOL)
     redis.kill()
     rate(molva, 20)
     pid = molva.children()["serve"].pid
-    tracer = subprocess.Popen(
-        [
-            *(strace, "-f", "-p", str(pid), "-o", str(tmp_path / "trace")),
-            *("-e", "inject=fsync,fdatasync:error=EIO:when=1"),
-        ],
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert tracer.stderr is not None
-        if b"attached" not in tracer.stderr.readline():
-            skip_without("strace", "processes cannot be traced here")
+    with failing_fsync(pid, tmp_path):
         status, headers, _ = molva.request("POST", "/rate?rate=7&id=the-one")
-    finally:
-        tracer.send_signal(signal.SIGKILL)
-        tracer.communicate()
 
     assert status == 503
     assert "retry-after" in headers

@@ -15,6 +15,7 @@ from molva.messaging import (
     BrokenBrokerError,
     Capabilities,
     Delivery,
+    LeaseLostError,
     Message,
     MessageTooLargeError,
     MessagingError,
@@ -152,6 +153,8 @@ class Outbox:
         if not self._held:
             self._held = await self._subscription.receive(limit, wait=_WAIT)
         if not self._held:
+            if self.length and not self._topic.sending:
+                await self._recount()
             return Progress(0, None)
         self._oldest_at_us = self._held[0].stored_at_us
         part, rest = self._held[:limit], self._held[limit:]
@@ -159,14 +162,32 @@ class Outbox:
         kept = [part[place] for place, error in failures.items() if not _is_final(error)]
         # Behind the broker's confirmation, never before: see the head of this file.
         done = [(one, Action.ACK) for place, one in enumerate(part) if place not in failures]
-        await self._subscription.settle(done)
-        for place, error in failures.items():
-            if _is_final(error):
-                await self._subscription.settle([(part[place], Action.REJECT)], reason=str(error))
+        try:
+            await self._subscription.settle(done)
+            for place, error in failures.items():
+                if _is_final(error):
+                    refused = [(part[place], Action.REJECT)]
+                    await self._subscription.settle(refused, reason=str(error))
+        except LeaseLostError:
+            # Somebody who looks into the file (`molva sub`) had its lane for a moment. What was
+            # not settled comes again, and the ledger knows its ids.
+            self._held = []
+            await self._recount()
+            return Progress(0, None)
         self._held = kept + rest
         self._gone += len(part) - len(kept)
         obstacles = (error for error in failures.values() if not _is_final(error))
         return Progress(len(part) - len(kept), next(obstacles, None))
+
+    async def _recount(self) -> None:
+        """Ask the file what is in it, where counting along has gone wrong.
+
+        It never tells too few; for a quarter of a second it may tell too many, and then is
+        asked again, because nothing comes.
+        """
+        stat = await self._subscription.stat()
+        assert stat is not None, "a queue file can always tell what waits"
+        self._found, self._gone = stat.pending, self._topic.counters.stored
 
     async def close(self) -> None:
         """Note how far it is emptied; release the file."""
