@@ -29,7 +29,7 @@ from molva.ratings.spool import (
     Spool,
     SpoolRefusedError,
     SpoolSettings,
-    is_away,
+    means_away,
 )
 from molva.ratings.spool_folder import SpoolFolder
 from tests.messaging.faults import FaultyVFS
@@ -178,7 +178,7 @@ async def store(spool: Spool, body: bytes, id_: bytes | None = None) -> None:
     try:
         await spool.send(message)
     except MessagingError as error:
-        if not is_away(error):
+        if not means_away(error):
             raise
         await spool.take(message, error)
 

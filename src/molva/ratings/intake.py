@@ -63,7 +63,7 @@ from molva.ratings.request import (
     read_body,
     read_head,
 )
-from molva.ratings.spool import Spool, SpoolRefusedError, is_away
+from molva.ratings.spool import Spool, SpoolRefusedError, means_away
 
 __all__ = ["LATENCY_BUCKETS", "Intake", "IntakeCounters", "Outlet"]
 
@@ -273,7 +273,7 @@ class Intake:
 
     async def _store_otherwise(self, message: Message, error: MessagingError) -> None:
         """Keep in the spool what the broker could not take; refuse what cannot be kept."""
-        if self._spool is not None and is_away(error):
+        if self._spool is not None and means_away(error):
             try:
                 await self._spool.take(message, error)
             except MessagingError as failure:

@@ -46,7 +46,7 @@ from molva.messaging import (
 from molva.ratings.outbox import Outbox, Progress
 from molva.ratings.spool_folder import SpoolFile, SpoolFolder
 
-__all__ = ["ForgetfulLedgerError", "Spool", "SpoolRefusedError", "SpoolSettings", "is_away"]
+__all__ = ["ForgetfulLedgerError", "Spool", "SpoolRefusedError", "SpoolSettings", "means_away"]
 
 _logger: Final = logging.getLogger("molva.ratings")
 
@@ -122,7 +122,7 @@ class _State(Enum):
     CLOSING = "closing"
 
 
-def is_away(error: MessagingError) -> bool:
+def means_away(error: MessagingError) -> bool:
     """Return whether an error of a send means that the broker is away."""
     return isinstance(error, UnavailableError) and not isinstance(error, BrokenBrokerError)
 
@@ -133,12 +133,11 @@ class Spool:
 
     Attributes:
         send: Stores a rating, in the broker or in the outbox. Raises what ``Topic.send``
-            raises, and SpoolRefusedError; where ``is_away`` of what it raised, ``take`` is next.
+            raises, and SpoolRefusedError; where what it raised ``means_away``, ``take`` is next.
         broker: Where ratings go; None as long as it was never reached.
 
     Args:
-        file: The process's own spool.
-        outbox: What is in it.
+        outbox: What is in this process's own spool.
         folder: Where those of others are.
         settings: How much is kept.
         broker: The broker, where it is open.
@@ -152,7 +151,6 @@ class Spool:
     def __init__(
         self,
         *,
-        file: SpoolFile,
         outbox: Outbox,
         folder: SpoolFolder,
         settings: SpoolSettings,
@@ -163,7 +161,6 @@ class Spool:
     ) -> None:
         self.broker = broker
         self.refused = 0
-        self._file = file
         self._outbox = outbox
         self._folder = folder
         self._settings = settings
@@ -173,7 +170,7 @@ class Spool:
         # What was left over by others and is being sent on.
         self._adopted: Outbox | None = None
         # Set while there may be something in the outbox; and unless new ratings have to wait.
-        self._is_away, self._open = asyncio.Event(), asyncio.Event()
+        self._left, self._open = asyncio.Event(), asyncio.Event()
         self._outage = self._new_outage("the broker is away, and ratings wait in the spool")
         # Whether it is open if the broker takes anything: then one rating is sent to find out.
         self._doubtful = True
@@ -215,7 +212,6 @@ class Spool:
             outbox = await Outbox.open(file.url + options, limit=settings.limit, clock=clock)
             try:
                 spool = cls(
-                    file=file,
                     outbox=outbox,
                     folder=folder,
                     settings=settings,
@@ -275,7 +271,7 @@ class Spool:
     # Storing ----------------------------------------------------------------------------
 
     async def take(self, message: Message, error: MessagingError) -> None:
-        """Keep a rating that the broker could not be given, for an error that ``is_away``.
+        """Keep a rating that the broker could not be given, for an error that ``means_away``.
 
         Raises:
             SpoolRefusedError: There is no room for it.
@@ -301,7 +297,7 @@ class Spool:
             problem = f"the spool holds its limit of {self._settings.limit:,} ratings"
             raise self._refusal(problem) from error
         except UnavailableError as error:
-            if not is_away(error):
+            if not means_away(error):
                 raise
             raise self._refusal("the spool cannot be written") from error
 
@@ -320,7 +316,7 @@ class Spool:
         """Send into the outbox from now on."""
         self._state, self._doubtful = _State.AWAY, True
         self.send = self._keep
-        self._is_away.set()
+        self._left.set()
         self._open.set()
         if error is not None:
             self._outage.begin(error)
@@ -336,7 +332,7 @@ class Spool:
         assert self.broker is not None, "it is open, or nothing could have gone"
         self._state = _State.WITH_BROKER
         self.send = self.broker.send
-        self._is_away.clear()
+        self._left.clear()
         self._open.set()
         self._outage.over()
 
@@ -359,8 +355,8 @@ class Spool:
     async def _empty_own(self) -> None:
         """Send on what is in the outbox, whenever something is."""
         while True:
-            await self._is_away.wait()
-            if self.broker is not None and self._outbox.is_empty:
+            await self._left.wait()
+            if self._outbox.is_empty and self._answers():
                 self._return()
                 continue
             if self._state is _State.AWAY and not self._doubtful and self._outbox.length <= _LAST:
@@ -373,6 +369,10 @@ class Spool:
             elif gone:
                 self._doubtful = False
                 self._outage.over()
+
+    def _answers(self) -> bool:
+        """Return whether the broker is open, and no call hangs there."""
+        return self.broker is not None and self.broker.sending_seconds <= _PATIENCE
 
     async def _send_on(self) -> Progress:
         """Send some ratings on: the oldest one as long as it is open whether the broker is back."""
@@ -388,11 +388,13 @@ class Spool:
     async def _adopt(self) -> None:
         """Send on what other processes have left over, now and then."""
         while True:
-            for file in self._folder.left_over():
-                try:
-                    await self._empty(file)
-                except MessagingError as error:  # damaged, or of a newer version: the others go on
-                    _logger.error("what was left over in a spool cannot be sent on: %s", error)
+            with contextlib.closing(self._folder.left_over()) as every:
+                for file in every:
+                    try:
+                        await self._empty(file)
+                    except MessagingError as error:
+                        # Damaged, or of a newer version. The others go on.
+                        _logger.error("%s cannot be sent on: %s", file.folder, error)
             await self._clock.sleep(_ADOPT)
 
     async def _empty(self, file: SpoolFile) -> None:

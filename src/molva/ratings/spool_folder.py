@@ -16,7 +16,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final, final
 from urllib.parse import quote
@@ -88,7 +88,7 @@ class SpoolFolder:
             ) from error
         return SpoolFile(folder, lock)
 
-    def left_over(self) -> Iterator[SpoolFile]:
+    def left_over(self) -> Generator[SpoolFile, None, None]:
         """Take, one after the other, each spool that is there and that nobody holds.
 
         Who takes one releases it before the next.
