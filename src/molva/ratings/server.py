@@ -41,7 +41,7 @@ from molva.ratings.outbox import outboxes_survive
 from molva.ratings.siblings import PORT_HELD, Siblings
 from molva.ratings.spool import Spool
 
-__all__ = ["AddressInUseError", "BrokenStorageError", "HTTPService", "hold_port", "serve"]
+__all__ = ["AddressInUseError", "BrokenStorageError", "End", "HTTPService", "hold_port", "serve"]
 
 _logger: Final = logging.getLogger("molva.ratings")
 
