@@ -223,6 +223,10 @@ class TestStoring:
             # 0.1 s, doubled up to 5 s: some eighteen times in a minute.
             assert set(site.broker.calls) == {1}
             assert 10 < len(site.broker.calls) < 25
+        async with site.spool():  # where fifty wait from the start
+            await site.pass_time(10.0)
+
+            assert set(site.broker.calls) == {1}
 
     async def test_a_broker_that_does_not_answer_holds_the_first_up_for_a_second_or_so(
         self, site: Site
