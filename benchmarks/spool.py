@@ -1,23 +1,36 @@
 """The spool: what it costs while the broker is there, and how fast it is while it is not."""
 
+import asyncio
 import contextlib
 import http.client
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import redis as client
 from tests.brokers import Server, private_redis
 
 from benchmarks.report import Report
 from benchmarks.service import running, wrk
-from molva.messaging import with_options
+from molva._base.clock import SYSTEM_CLOCK
+from molva.messaging import open_topic, with_options
+from molva.ratings.admission import Admission
+from molva.ratings.catalog import open_catalog
+from molva.ratings.intake import Intake
+from molva.ratings.ledger import open_ledger
+from molva.ratings.spool import Spool, SpoolSettings
 
 SECONDS = 6
-TURNS = 8
+TURNS = 6
 # Seconds of load while the broker is away.
 AWAY_SECONDS = 6
+# Of the fast lane alone: ratings at once, ratings a turn, turns.
+TASKS = 64
+RATINGS = 6_400
+LANE_TURNS = 41
 
 
 def spool() -> None:
@@ -28,8 +41,12 @@ def spool() -> None:
         f"wrk, one thread, 64 connections, {SECONDS} s a turn, random rates 0–10, closed loop; "
         f"`molva serve` alone, on Redis with appendfsync=always; {TURNS} turns, with and without "
         "one after the other in each, the order changing from turn to turn. Away: the broker is "
-        "killed, every rating is answered behind the spool's own fsync.",
+        "killed, every rating is answered behind the spool's own fsync. The fast lane alone: the "
+        "intake called as an ASGI app on a broker in memory, both in one process, in "
+        f"{LANE_TURNS} turns of {RATINGS:,} ratings, {TASKS} at once, by processor time.",
     )
+    having_alone, without_alone = asyncio.run(_fast_lane())
+    report.ratio("the fast lane alone, with a spool / without", having_alone, without_alone, "1.0")
     without: list[float] = []
     having: list[float] = []
     away: list[float] = []
@@ -59,6 +76,97 @@ def spool() -> None:
         "median of 3 turns, no load beside it, from the first that went on",
     )
     report.write()
+
+
+async def _fast_lane() -> tuple[list[float], list[float]]:
+    """Return ratings a second of processor time, turn by turn: with a spool, and without."""
+    having: list[float] = []
+    without: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            _intake(Path(folder), spooling=True) as with_spool,
+            _intake(Path(folder), spooling=False) as alone,
+        ):
+            for turn in range(LANE_TURNS + 1):
+                for spooling in (turn % 2 == 0, turn % 2 == 1):
+                    speed = await _speed(with_spool if spooling else alone)
+                    if turn:  # the first one only warms up
+                        (having if spooling else without).append(speed)
+    return having, without
+
+
+@contextlib.asynccontextmanager
+async def _intake(folder: Path, *, spooling: bool) -> AsyncIterator[Intake]:
+    """Open an intake on a broker in memory that nobody reads."""
+    async with contextlib.AsyncExitStack() as stack:
+        # Lanes of a topic without a subscription keep nothing: memory stays level.
+        topic = await open_topic(f"memory://{uuid.uuid4().hex}?topic=ratings")
+        stack.push_async_callback(topic.close)
+        catalog = await open_catalog(f"sqlite://{folder}/catalog.db")
+        stack.push_async_callback(catalog.close)
+        ledger = await open_ledger(f"sqlite://{folder}/ledger.db")
+        stack.push_async_callback(ledger.close)
+        spool: Spool | None = None
+        if spooling:
+
+            async def never() -> Any:
+                raise AssertionError("it is open")
+
+            spool = await stack.enter_async_context(
+                Spool.open(
+                    SpoolSettings(folder / "spool", limit=1_000, hours=1.0),
+                    broker=topic,
+                    open_broker=never,
+                    clock=SYSTEM_CLOCK,
+                    on_failure=_raise,
+                )
+            )
+
+        async def pending() -> int | None:
+            return None
+
+        yield Intake(
+            outlet=spool or topic,
+            spool=spool,
+            catalog=catalog,
+            ledger=ledger,
+            pending=pending,
+            admission=Admission(None, pending, SYSTEM_CLOCK),
+            api=_nothing,
+            clock=SYSTEM_CLOCK,
+            on_broken=lambda: None,
+        )
+
+
+async def _speed(intake: Intake) -> float:
+    """Return accepted ratings a second of processor time."""
+    before = intake.counters.accepted
+
+    async def send(_: Any) -> None:
+        return None
+
+    async def client_of_many() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/rate", "query_string": b"rate=7"}
+        for _ in range(RATINGS // TASKS):
+            await intake({**scope, "headers": []}, _nobody, send)
+
+    began = time.process_time()
+    await asyncio.gather(*(client_of_many() for _ in range(TASKS)))
+    took = time.process_time() - began
+    assert intake.counters.accepted - before == RATINGS
+    return RATINGS / took
+
+
+async def _nobody() -> dict[str, Any]:
+    raise AssertionError("there is no body")
+
+
+async def _nothing(*_: Any) -> None:
+    raise AssertionError("only the fast lane is here")
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @contextlib.contextmanager
