@@ -14,12 +14,14 @@ from benchmarks.redis import redis
 from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
 from benchmarks.slow import slow
+from benchmarks.spool import spool
 
 MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "service": service,
     "minute": minute,
     "idle": idle,
     "scaled": scaled,
+    "spool": spool,
     "messaging": messaging,
     "queues": queues,
     "ledger": ledger,

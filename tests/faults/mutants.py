@@ -398,7 +398,7 @@ _ALL: Final = (
         "simulation",
         _line(
             intake.Intake,
-            "_store",
+            "_store_otherwise",
             'raise _unavailable("overloaded", str(error), 1) from None',
             "return",
         ),

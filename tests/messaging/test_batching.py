@@ -252,3 +252,29 @@ def test_every_item_gets_its_own_result_in_the_order_submitted(data: st.DataObje
         assert len(set(calls)) == len(calls)
 
     asyncio.run(scenario())
+
+
+async def test_giving_up_answers_all_who_wait_and_sends_nothing_that_waited() -> None:
+    calls = Calls(held=True)
+    batcher = Batcher(calls)
+    under_way = asyncio.create_task(_wait(batcher, 1))
+    await asyncio.sleep(0.001)
+    behind = [asyncio.create_task(_wait(batcher, 2)), asyncio.create_task(_wait(batcher, 3))]
+    many = asyncio.create_task(batcher.submit_many([4, 5]))
+    await asyncio.sleep(0.001)
+    assert batcher.busy
+    assert batcher.call_seconds > 0.0
+
+    given_up = batcher.fail(OSError("given up"))
+    found = await asyncio.gather(under_way, *behind, return_exceptions=True)
+
+    assert given_up == 5
+    assert [str(each) for each in [*found, *await many]] == ["given up"] * 5
+    later = asyncio.create_task(_wait(batcher, 6))
+    await asyncio.sleep(0.001)
+    assert calls.batches == [[1]]
+    calls.go.set()
+    assert await later == 60
+    assert calls.batches == [[1], [6]]
+    assert not batcher.busy
+    assert batcher.call_seconds == 0.0

@@ -1,5 +1,6 @@
 """Kafka without a server: names, options, records, and what is never shown."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from molva.messaging import InvalidURLError, Message
 from molva.messaging.driver import DeadLetter
-from molva.messaging.drivers._kafka_options import KafkaOptions, Names
+from molva.messaging.drivers._kafka_options import ClientLog, KafkaOptions, Names
 from molva.messaging.drivers._kafka_records import (
     TOMBSTONE,
     Record,
@@ -240,3 +241,19 @@ def test_a_password_in_a_line_of_librdkafka_is_not_logged(caplog: pytest.LogCapt
         options.log.log(10, "FAIL [%s]: %s", "thread", "no s3cret at kafka://bob:other@h")
 
     assert caplog.messages == ["FAIL [thread]: no *** at kafka://bob:***@h"]
+
+
+def test_the_same_line_of_the_client_again_and_again_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = ClientLog(("s3cret",))
+
+    with caplog.at_level(logging.INFO, logger="molva.messaging.kafka"):
+        for _ in range(100):
+            log.log(logging.ERROR, "connect to %s failed (s3cret)", "kafka1")
+        log.log(logging.ERROR, "connect to %s failed", "kafka2")
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "connect to kafka1 failed (***)",
+        "connect to kafka2 failed",
+    ]

@@ -137,7 +137,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
     admission = Admission(1_000, pending, SYSTEM_CLOCK)
     intake = Intake(
-        topic=topic,
+        outlet=topic,
         catalog=catalog,
         ledger=ledger,
         pending=pending,

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ import psutil
 import pytest
 
 from tests.conftest import MolvaProcess, StartMolva, skip_without
+from tests.ratings.fsync import failing_fsync
 
 
 def send_raw(molva: MolvaProcess, data: bytes, *, wait: float = 5.0) -> bytes:
@@ -503,27 +503,11 @@ class TestStorageTrouble:
     def test_an_fsync_error_is_503_and_a_new_process_goes_on(
         self, start_molva: StartMolva, tmp_path: Path
     ) -> None:
-        strace = shutil.which("strace")
-        if strace is None:
-            skip_without("strace", "it injects the error, and is not installed")
         molva = start_molva()
         before = [molva.request("POST", f"/rate?rate={n % 11}")[0] for n in range(20)]
         pid = molva.children()["serve"].pid
-        tracer = subprocess.Popen(
-            [
-                *(strace, "-f", "-p", str(pid), "-o", str(tmp_path / "trace")),
-                *("-e", "inject=fsync,fdatasync:error=EIO:when=1"),
-            ],
-            stderr=subprocess.PIPE,
-        )
-        try:
-            assert tracer.stderr is not None
-            if b"attached" not in tracer.stderr.readline():
-                skip_without("strace", "processes cannot be traced here")
+        with failing_fsync(pid, tmp_path):
             status, headers, _ = molva.request("POST", "/rate?rate=7&id=the-one")
-        finally:
-            tracer.kill()
-            tracer.communicate()
 
         assert before == [202] * 20
         assert status == 503

@@ -47,13 +47,17 @@ class Outage:
 
     async def wait(self, error: Exception) -> bool:
         """Wait for a while after an error; return whether to try again."""
-        if self._since is None:
-            self._since = self._clock.monotonic()
-            self._beginnings.warning("%s; trying again until it passes: %s", self._trouble, error)
+        self.begin(error)
         if not self._stopping.is_set():
             await first_of(self._clock.sleep(self._pause), self._stopping.wait())
             self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
         return not self._stopping.is_set()
+
+    def begin(self, error: Exception) -> None:
+        """Take note that it is away, if that is new."""
+        if self._since is None:
+            self._since = self._clock.monotonic()
+            self._beginnings.warning("%s; trying again until it passes: %s", self._trouble, error)
 
     def over(self) -> None:
         """Take note that it is back, or was never away."""

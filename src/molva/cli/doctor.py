@@ -14,7 +14,7 @@ import click
 
 from molva._base.redaction import redact
 from molva.cli.exits import UNAVAILABLE
-from molva.cli.options import deployment_options, json_option
+from molva.cli.options import deployment_options, json_option, spool_options
 
 if TYPE_CHECKING:
     from molva.ratings.deployment import Deployment
@@ -31,6 +31,7 @@ class _Finding:
 
 @click.command()
 @deployment_options
+@spool_options
 @click.option("--deep", is_flag=True, help="Read all of each SQLite file: a minute for 10 GB.")
 @json_option
 def doctor(deployment: "Deployment", data: Path, deep: bool, as_json: bool) -> None:
@@ -39,7 +40,7 @@ def doctor(deployment: "Deployment", data: Path, deep: bool, as_json: bool) -> N
     Exit code 3 where something is not well. Safe beside a running service; what is missing
     in --data is made, as any other command would.
     """
-    findings = asyncio.run(_examine(deployment, deep=deep))
+    findings = asyncio.run(_examine(deployment, data.absolute() / "spool", deep=deep))
     healthy = all(finding.ok for finding in findings)
     if as_json:
         document = {"ok": healthy, "findings": [asdict(finding) for finding in findings]}
@@ -51,8 +52,11 @@ def doctor(deployment: "Deployment", data: Path, deep: bool, as_json: bool) -> N
     sys.exit(0 if healthy else UNAVAILABLE)
 
 
-async def _examine(deployment: "Deployment", *, deep: bool) -> list[_Finding]:
+async def _examine(deployment: "Deployment", spools: Path, *, deep: bool) -> list[_Finding]:
     import apsw
+
+    from molva.ratings.outbox import outboxes_survive
+    from molva.ratings.spool_folder import SpoolFolder
 
     findings = [
         _Finding("sqlite", True, f"SQLite {apsw.sqlite_lib_version()}, apsw {apsw.apsw_version()}")
@@ -68,12 +72,21 @@ async def _examine(deployment: "Deployment", *, deep: bool) -> list[_Finding]:
     await look("broker", lambda: _broker(deployment, kept))
     await look("ledger", lambda: _ledger(deployment, kept))
     await look("catalog", lambda: _catalog(deployment))
+    urls = [deployment.broker, deployment.ledger, deployment.catalog]
+    wanted = 2
+    if deployment.spool is not None:
+        wanted = 3
+        kept.append(outboxes_survive())
+    if deployment.spool is not None or spools.exists():
+        found = SpoolFolder(spools).look()
+        urls += [url for url, _ in found]
+        await look("spool", lambda: _spools(spools, found))
     if deep:
-        for url in (deployment.broker, deployment.ledger, deployment.catalog):
+        for url in urls:
             path = _sqlite_path(url)
             if path is not None:
                 await look("pages", partial(asyncio.to_thread, _read_all, path))
-    common = frozenset.intersection(*kept) if len(kept) == 2 else frozenset()
+    common = frozenset.intersection(*kept) if len(kept) == wanted else frozenset()
     shown = ", ".join(f for f in ("kill", "power", "node") if f in common) or "nothing"
     findings.append(_Finding("survives", bool(common), shown))
     return findings
@@ -120,6 +133,34 @@ async def _broker(deployment: "Deployment", kept: list[frozenset[str]]) -> str:
             f"{redact(deployment.broker)}: {stat.stored:,} stored, {reading.pending:,} waiting"
             f"{oldest}, {reading.dead:,} dead letters{''.join(others)}"
         )
+
+
+async def _spools(folder: Path, found: list[tuple[str, bool]]) -> str:
+    """Say what waits in the spools; raise where nobody will send it on."""
+    from molva.ratings.outbox import look_into
+
+    waiting = abandoned = dead = 0
+    oldest = 0.0
+    for url, is_held in found:
+        stat = await look_into(url)
+        waiting += stat.pending
+        abandoned += 0 if is_held else stat.pending
+        dead += stat.dead
+        oldest = max(oldest, stat.oldest_seconds or 0.0)
+    told = f"{folder}: {waiting:,} ratings wait for the broker"
+    if waiting:
+        told += f", the oldest for {oldest:.1f} s"
+    problems = []
+    if abandoned:
+        problems.append(
+            f"{abandoned:,} of them in spools of processes that are gone; molva serve "
+            "--when-broker-down spool sends them on"
+        )
+    if dead:
+        problems.append(f"{dead:,} were refused by the broker for good: molva queue dead")
+    if problems:
+        raise ValueError("; ".join([told, *problems]))
+    return told
 
 
 async def _ledger(deployment: "Deployment", kept: list[frozenset[str]]) -> str:

@@ -70,7 +70,7 @@ def _fail_of_ratings(error: Exception) -> None:
     Imported only now: a base installation has messaging alone.
     """
     with contextlib.suppress(ImportError):
-        from molva.ratings import catalog, deployment, ledger, server
+        from molva.ratings import catalog, deployment, ledger, server, spool
 
         table: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
             ((ledger.LedgerVersionError, catalog.CatalogVersionError), INCOMPATIBLE),
@@ -83,6 +83,7 @@ def _fail_of_ratings(error: Exception) -> None:
             ((ledger.LedgerError, catalog.CatalogError), UNAVAILABLE),
             (deployment.UnmetPromiseError, UNMET_PROMISE),
             (deployment.UnsharedBrokerError, USAGE),
+            (spool.ForgetfulLedgerError, USAGE),
             (server.AddressInUseError, IN_USE),
             (server.BrokenStorageError, BROKEN),
         )

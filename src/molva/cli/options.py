@@ -1,5 +1,6 @@
 """Options that several commands share. Each is also an environment variable, MOLVA_…."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "json_option",
     "plot_option",
     "processes_option",
+    "spool_options",
     "workers_option",
 ]
 
@@ -31,6 +33,14 @@ DEFAULT_PORT: Final = 8081
 
 # Ratings that may wait for the workers. Some 200 MB of disk, and half a minute's work.
 _DEFAULT_CAPACITY: Final = 1_000_000
+
+
+# Ratings that a process keeps while the broker is away. Some 200 MB of disk, and an hour of 300
+# a second.
+_DEFAULT_SPOOL_LIMIT: Final = 1_000_000
+# Hours for which they may wait. More, and a ledger on Redis must remember ids for longer than its
+# default of 72 hours: 25 of them are for what comes again otherwise.
+_DEFAULT_SPOOL_HOURS: Final = 24.0
 
 
 def deployment_options(command: F) -> F:
@@ -131,6 +141,60 @@ def http_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def spool_options(command: F) -> F:
+    """Add what is done while the broker is away; put it into ``deployment``.
+
+    Stands below ``deployment_options``.
+    """
+
+    @functools.wraps(command)
+    def with_spool(
+        *,
+        deployment: "Deployment",
+        data: Path,
+        when_broker_down: str,
+        spool_limit: int,
+        spool_hours: float,
+        **rest: object,
+    ) -> object:
+        if when_broker_down == "spool":
+            from molva.ratings.spool import SpoolSettings
+
+            _make_folder(data)
+            settings = SpoolSettings(data.absolute() / "spool", spool_limit, spool_hours)
+            deployment = dataclasses.replace(deployment, spool=settings)
+        return command(deployment=deployment, data=data, **rest)
+
+    for option in (
+        click.option(
+            "--when-broker-down",
+            envvar="MOLVA_WHEN_BROKER_DOWN",
+            type=click.Choice(["refuse", "spool"]),
+            default="refuse",
+            show_default=True,
+            help="Answer /rate with 503, or keep ratings in --data until the broker is back.",
+        ),
+        click.option(
+            "--spool-limit",
+            envvar="MOLVA_SPOOL_LIMIT",
+            type=click.IntRange(min=1),
+            default=_DEFAULT_SPOOL_LIMIT,
+            show_default=True,
+            help="Ratings that each HTTP process may keep; beyond, /rate answers 503.",
+        ),
+        click.option(
+            "--spool-hours",
+            envvar="MOLVA_SPOOL_HOURS",
+            type=click.FloatRange(min=0, min_open=True),
+            default=_DEFAULT_SPOOL_HOURS,
+            show_default=True,
+            help="Hours for which they may wait; beyond, /rate answers 503.",
+        ),
+    ):
+        with_spool = option(with_spool)
+    return with_spool  # type: ignore[return-value]
 
 
 def workers_option(command: F) -> F:

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from molva.cli.exits import translated_errors
-from molva.cli.options import deployment_options, http_options, processes_option
+from molva.cli.options import (
+    deployment_options,
+    http_options,
+    processes_option,
+    spool_options,
+)
 from molva.cli.running import run_until_signal, set_up_logging, tell_parent_ready
 from molva.cli.supervising import serving_children, supervise
 
@@ -20,6 +25,7 @@ __all__ = ["serve"]
 
 @click.command()
 @deployment_options
+@spool_options
 @http_options
 @processes_option
 def serve(

@@ -86,6 +86,7 @@ def supervise(
             "MOLVA_LEDGER": deployment.ledger,
             "MOLVA_CATALOG": deployment.catalog,
             **({} if deployment.capacity is None else {"MOLVA_CAPACITY": str(deployment.capacity)}),
+            **_spool_environment(deployment),
             "MOLVA_WORKERS": "1",
             **environment,
         },
@@ -94,3 +95,14 @@ def supervise(
     return supervisor.run(
         ready=ready_reader if serving else None, on_ready=on_ready or (lambda: None)
     )
+
+
+def _spool_environment(deployment: "Deployment") -> dict[str, str]:
+    spool = deployment.spool
+    if spool is None:
+        return {"MOLVA_WHEN_BROKER_DOWN": "refuse"}
+    return {
+        "MOLVA_WHEN_BROKER_DOWN": "spool",
+        "MOLVA_SPOOL_LIMIT": str(spool.limit),
+        "MOLVA_SPOOL_HOURS": repr(spool.hours),
+    }

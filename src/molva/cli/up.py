@@ -13,6 +13,7 @@ from molva.cli.options import (
     deployment_options,
     http_options,
     processes_option,
+    spool_options,
     workers_option,
 )
 from molva.cli.supervising import serving_children, supervise, worker_children
@@ -25,6 +26,7 @@ __all__ = ["up"]
 
 @click.command()
 @deployment_options
+@spool_options
 @http_options
 @processes_option
 @workers_option

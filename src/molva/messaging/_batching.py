@@ -73,6 +73,8 @@ class Batcher(Generic[T, R]):
         self._answering: Sequence[asyncio.Future[R] | _Group[R]] = ()
         # How many of the waiters may have been cancelled, where the items go with them.
         self._cancelled = 0
+        # When the call under way began.
+        self._began: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._draining = False
         # How many calls of submit_many still have items to hand over.
@@ -87,6 +89,16 @@ class Batcher(Generic[T, R]):
     def waiting(self) -> int:
         """How many items wait for a call to take them."""
         return len(self._items)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way, or items wait for one."""
+        return self._began is not None or bool(self._items)
+
+    @property
+    def call_seconds(self) -> float:
+        """How long the call under way has taken so far; 0 where none is."""
+        return 0.0 if self._began is None else self._clock.monotonic() - self._began
 
     def submit(self, item: T) -> "asyncio.Future[R]":
         """Hand over one item; return the future of its result.
@@ -146,6 +158,20 @@ class Batcher(Generic[T, R]):
             at += size
         return found
 
+    def fail(self, error: BaseException) -> int:
+        """Give everybody who waits ``error`` now, in their order; return how many items that are.
+
+        What waits for a call is dropped. The call under way goes on to its end, and its
+        results are nobody's; what is submitted meanwhile waits for that end.
+        """
+        answering, self._answering = self._answering, ()
+        waiters, self._waiters = self._waiters, []
+        self._items = []
+        every = [*answering, *waiters]
+        number = sum(_size_and_future(waiter)[0] for waiter in every)
+        self._answer(every, [error] * number)
+        return number
+
     async def drain(self) -> None:
         """Wait until every item that was handed over has its result; then stop."""
         self._draining = True
@@ -175,7 +201,7 @@ class Batcher(Generic[T, R]):
                     continue
             items, waiters = self._take()
             self._answering = waiters
-            began = self._clock.monotonic()
+            began = self._began = self._clock.monotonic()
             try:
                 results: Sequence[R | BaseException] = await self._call(items)
                 if len(results) != len(items):
@@ -183,6 +209,7 @@ class Batcher(Generic[T, R]):
             except Exception as error:  # noqa: BLE001 - it is every waiter's answer
                 results = [error] * len(items)
             self._answering = ()
+            self._began = None
             self._answer(waiters, results)
             if self._give_up is not None and self._clock.monotonic() - began > _LONG_CALL:
                 given_up = self._give_up(results)

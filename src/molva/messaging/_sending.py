@@ -105,6 +105,30 @@ class Sending(Opened):
         """How many messages may wait; None where nothing bounds them."""
         return self._sends_to.capacity
 
+    @property
+    def sending(self) -> bool:
+        """Whether something was sent that has no answer of the broker yet."""
+        return self._sends.busy
+
+    @property
+    def sending_seconds(self) -> float:
+        """How long the call to the broker under way has taken so far; 0 where none is."""
+        return self._sends.call_seconds
+
+    async def give_up(self) -> int:
+        """Stop waiting for a broker that does not answer; return how many messages that are.
+
+        Every send under way raises UnavailableError now, in the order in which they were
+        sent: what was in the call under way may be stored, what waited behind it is not. The
+        call goes on to its own end, and what is sent from now on waits behind it.
+        """
+        given_up = UnavailableError(
+            f"{self._url}: no answer for {self.sending_seconds:.1f} s; whether it was stored is "
+            "unknown"
+        )
+        self.counters.failed += self._sends.waiting
+        return self._sends.fail(given_up)
+
     async def send(self, message: Message) -> None:
         """Store one message. When this returns, it outlives ``capabilities.survives``.
 

@@ -412,6 +412,25 @@ class Topic:
         """How many messages may wait; None where nothing bounds them."""
         return self._of.capacity
 
+    @property
+    def sending(self) -> bool:
+        """Whether something was sent that has no answer of the broker yet."""
+        return self._of.sending
+
+    @property
+    def sending_seconds(self) -> float:
+        """How long the call to the broker under way has taken so far; 0 where none is."""
+        return self._of.sending_seconds
+
+    def give_up(self) -> int:
+        """Stop waiting for a broker that does not answer; return how many messages that are.
+
+        Every send under way raises UnavailableError now, in the order in which they were
+        sent: what was in the call under way may be stored, what waited behind it is not. The
+        call goes on to its own end, and what is sent from now on waits behind it.
+        """
+        return self._portal.call(self._of.give_up())
+
     def send(self, message: Message) -> None:
         """Store one message. When this returns, it outlives ``capabilities.survives``.
 
@@ -910,6 +929,25 @@ class Queue:
     def capacity(self) -> int | None:
         """How many messages may wait; None where nothing bounds them."""
         return self._of.capacity
+
+    @property
+    def sending(self) -> bool:
+        """Whether something was sent that has no answer of the broker yet."""
+        return self._of.sending
+
+    @property
+    def sending_seconds(self) -> float:
+        """How long the call to the broker under way has taken so far; 0 where none is."""
+        return self._of.sending_seconds
+
+    def give_up(self) -> int:
+        """Stop waiting for a broker that does not answer; return how many messages that are.
+
+        Every send under way raises UnavailableError now, in the order in which they were
+        sent: what was in the call under way may be stored, what waited behind it is not. The
+        call goes on to its own end, and what is sent from now on waits behind it.
+        """
+        return self._portal.call(self._of.give_up())
 
     def send(self, message: Message) -> None:
         """Store one message. When this returns, it outlives ``capabilities.survives``.

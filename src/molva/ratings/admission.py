@@ -44,12 +44,16 @@ class Admission:
     def of(
         cls,
         capacity: int | None,
-        topic: Topic,
+        topic: Topic | None,
         pending: Callable[[], Awaitable[int | None]],
         clock: Clock,
     ) -> "Admission":
-        """Return what bounds a topic: nothing here where the topic does so itself."""
-        return cls(None if topic.capacity is not None else capacity, pending, clock)
+        """Return what bounds a topic: nothing here where the topic does so itself.
+
+        ``topic``: None where it is away, and may turn out to bound nothing.
+        """
+        bounded = topic is not None and topic.capacity is not None
+        return cls(None if bounded else capacity, pending, clock)
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

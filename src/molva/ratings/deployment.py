@@ -25,6 +25,7 @@ from molva.messaging import (
 from molva.messaging.url import BrokerURL, load_driver
 from molva.ratings.catalog import Catalog, open_catalog
 from molva.ratings.ledger import Ledger, open_ledger
+from molva.ratings.spool import SpoolSettings
 
 __all__ = [
     "SUBSCRIPTION",
@@ -72,6 +73,8 @@ class Deployment:
             number. Where the broker cannot bound them, whoever sends has to: see
             ``ratings.admission``.
         clock: Where time comes from.
+        spool: How HTTP processes keep ratings while the broker is away; None where they
+            refuse them.
     """
 
     broker: str
@@ -79,6 +82,7 @@ class Deployment:
     catalog: str
     capacity: int | None = None
     clock: Clock = SYSTEM_CLOCK
+    spool: SpoolSettings | None = None
 
     @classmethod
     def in_folder(
@@ -157,25 +161,42 @@ def _says(url: str, option: str) -> bool:
     return any(name == option for name, _ in parse_qsl(url.partition("?")[2]))
 
 
-def survives(topic: Topic, ledger: Ledger, *, asked: Iterable[str] = ()) -> list[str]:
-    """Return what an accepted rating outlives: what broker and ledger have in common.
+def survives(
+    topic: Topic | None,
+    ledger: Ledger,
+    *,
+    spool: frozenset[str] | None = None,
+    asked: Iterable[str] = (),
+) -> list[str]:
+    """Return what an accepted rating outlives: what broker, ledger and spool have in common.
 
     Args:
-        topic: The opened broker.
+        topic: The opened broker; None where it is away, and a spool keeps ratings until it has
+            been asked.
         ledger: The opened ledger.
+        spool: What a rating in the spool outlives; None where there is no spool.
         asked: What the deployment must survive.
 
     Raises:
         UnmetPromiseError: It does not survive all that is asked.
     """
-    common = topic.capabilities.survives & ledger.capabilities.survives
+    parts = {"ledger": ledger.capabilities.survives}
+    if topic is not None:
+        parts = {"broker": topic.capabilities.survives, **parts}
+    if spool is not None:
+        parts["spool"] = spool
+    common = frozenset.intersection(*parts.values())
     missing = [fault for fault in asked if fault not in common]
     if missing:
-        shown = ", ".join(sorted(common)) or "nothing"
+        told = "; ".join(
+            f"{part}: {', '.join(sorted(kept)) or 'nothing'}" for part, kept in parts.items()
+        )
+        hint = ""
+        if spool is not None and "node" in missing:
+            hint = "; the spool is a file of one machine, --when-broker-down refuse does without"
         raise UnmetPromiseError(
-            f"asked to survive {', '.join(missing)}, but this deployment survives {shown} "
-            f"(broker: {', '.join(sorted(topic.capabilities.survives)) or 'nothing'}; ledger: "
-            f"{', '.join(sorted(ledger.capabilities.survives)) or 'nothing'})"
+            f"asked to survive {', '.join(missing)}, but this deployment survives "
+            f"{', '.join(sorted(common)) or 'nothing'} ({told}){hint}"
         )
     return [fault for fault in _ALL_FAULTS if fault in common]
 

@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 import msgspec
 
@@ -29,7 +29,6 @@ from molva.messaging import (
     Message,
     MessagingError,
     QueueFullError,
-    Topic,
 )
 from molva.ratings.admission import Admission
 from molva.ratings.answers import TotalAnswer
@@ -64,8 +63,9 @@ from molva.ratings.request import (
     read_body,
     read_head,
 )
+from molva.ratings.spool import Spool, SpoolRefusedError, means_away
 
-__all__ = ["LATENCY_BUCKETS", "Intake", "IntakeCounters"]
+__all__ = ["LATENCY_BUCKETS", "Intake", "IntakeCounters", "Outlet"]
 
 _logger: Final = logging.getLogger("molva.ratings")
 
@@ -97,6 +97,22 @@ _PREFLIGHT: Final[Headers] = [
 ]
 
 
+# Seconds after which a client may ask again, where the broker is away.
+_AWAY_RETRY: Final = 5
+
+
+class Outlet(Protocol):
+    """Where accepted ratings go: a topic, or a spool in front of one."""
+
+    @property
+    def send(self) -> Callable[[Message], Awaitable[None]]:
+        """Stores a message: when it returns, that outlives what the deployment says.
+
+        Asked for anew with each message: a spool has another one while the broker is away.
+        """
+        ...
+
+
 @final
 @dataclass(slots=True)
 class IntakeCounters:
@@ -123,7 +139,8 @@ class Intake:
     """The ASGI application of the service.
 
     Args:
-        topic: Where accepted ratings go.
+        outlet: Where accepted ratings go.
+        spool: Keeps those that the broker cannot take; None where they are refused.
         catalog: Where campaigns are looked up.
         ledger: Where totals are read.
         pending: How many ratings are accepted and not yet counted; None if unknown.
@@ -136,7 +153,8 @@ class Intake:
     def __init__(
         self,
         *,
-        topic: Topic,
+        outlet: Outlet,
+        spool: Spool | None = None,
         catalog: Catalog,
         ledger: Ledger,
         pending: Callable[[], Awaitable[int | None]],
@@ -145,7 +163,8 @@ class Intake:
         clock: Clock,
         on_broken: Callable[[], None],
     ) -> None:
-        self._topic = topic
+        self._outlet = outlet
+        self._spool = spool
         self._ledger = ledger
         self._pending = pending
         self._admission = admission
@@ -246,19 +265,37 @@ class Intake:
     async def _store(self, id_: bytes, rating: Rating) -> None:
         # One item's ratings keep their order, so they share a key. A campaign's name
         # holds no slash.
-        key = f"{rating.campaign}/{rating.item}"
+        message = Message(encode_entry(rating), id_, f"{rating.campaign}/{rating.item}")
         try:
-            await self._topic.send(Message(encode_entry(rating), id_, key))
-        except QueueFullError as error:
-            raise _unavailable("overloaded", str(error), 1) from None
-        except BrokenBrokerError as error:
-            self._on_broken()
-            raise _unavailable("unavailable", _STORE_FAILED, 2) from error
-        except ClosedError:
-            raise _unavailable("stopping", "this process is stopping; send it again", 1) from None
+            await self._outlet.send(message)
         except MessagingError as error:
-            self._log.error("ratings cannot be stored: %s", error)
-            raise _unavailable("unavailable", _STORE_FAILED, 2) from error
+            await self._store_otherwise(message, error)
+
+    async def _store_otherwise(self, message: Message, error: MessagingError) -> None:
+        """Keep in the spool what the broker could not take; refuse what cannot be kept."""
+        if self._spool is not None and means_away(error):
+            try:
+                await self._spool.take(message, error)
+            except MessagingError as failure:
+                error = failure
+            else:
+                return
+        match error:
+            case QueueFullError():
+                raise _unavailable("overloaded", str(error), 1) from None
+            case BrokenBrokerError():
+                self._on_broken()
+                raise _unavailable("unavailable", _STORE_FAILED, 2) from error
+            case ClosedError():
+                detail = "this process is stopping; send it again"
+                raise _unavailable("stopping", detail, 1) from None
+            case SpoolRefusedError():
+                why = "" if error.__cause__ is None else f" ({error.__cause__})"
+                self._log.error("ratings are refused: %s%s", error, why)
+                raise _unavailable("unavailable", str(error), _AWAY_RETRY) from error
+            case _:
+                self._log.error("ratings cannot be stored: %s", error)
+                raise _unavailable("unavailable", _STORE_FAILED, 2) from error
 
     # GET /total -------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ The paths that are measured only count in plain integers; turning these into Pro
 format happens here, once a scrape, so that measuring costs the fast lane nothing.
 """
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Final, final
 
@@ -18,9 +19,10 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from molva.messaging import MessagingError, Topic, TopicStat
+from molva.messaging import MessagingError, SendCounters, Topic, TopicStat
 from molva.ratings.intake import LATENCY_BUCKETS, Intake
 from molva.ratings.siblings import Siblings, merged
+from molva.ratings.spool import Spool
 
 __all__ = ["Metrics"]
 
@@ -30,31 +32,34 @@ class Metrics:
     """Turns what the parts have counted into metrics. Names and units are in docs/metrics.md.
 
     Args:
-        topic: Where accepted ratings go.
+        topic: Tells the broker's topic; None as long as it was never reached.
         intake: What accepts them.
         subscription: Who takes them.
         siblings: The processes that share this one's port; None where it is alone.
         capacity: How many messages may wait, where the topic itself bounds nothing.
+        spool: What keeps ratings while the broker is away; None where nothing does.
     """
 
     def __init__(
         self,
-        topic: Topic,
+        topic: Callable[[], Topic | None],
         intake: Intake,
         subscription: str,
         siblings: Siblings | None,
         *,
         capacity: int | None,
+        spool: Spool | None = None,
     ) -> None:
         self._topic = topic
         self._siblings = siblings
-        self._broker: Final = _OfBroker(
-            subscription, capacity if topic.capacity is None else topic.capacity
-        )
+        self._capacity = capacity
+        self._spool = spool
+        self._broker: Final = _OfBroker(subscription)
         process = None if siblings is None else siblings.process
         self._own: Final = CollectorRegistry(auto_describe=False)
         for collector in (
             _OfProcess(intake, topic),
+            *(() if spool is None else (_OfSpool(spool),)),
             ProcessCollector(registry=None),
             PlatformCollector(registry=None),
         ):
@@ -64,10 +69,16 @@ class Metrics:
 
     async def text(self) -> bytes:
         """Return all metrics in Prometheus' text format: of all siblings, and of the broker."""
-        try:
-            self._broker.stat = await self._topic.stat()
-        except MessagingError:
-            self._broker.stat = None  # its gauges are missing, which is what an alert looks for
+        topic = self._topic()
+        self._broker.capacity = None if topic is None else topic.capacity
+        if self._broker.capacity is None:
+            self._broker.capacity = self._capacity
+        # Missing where it cannot be told, which is what an alert looks for. One that is known to
+        # be away is not asked: that may take longer than a scrape.
+        self._broker.stat = None
+        if topic is not None and not (self._spool is not None and self._spool.is_away):
+            with contextlib.suppress(MessagingError):
+                self._broker.stat = await topic.stat()
         others = [] if self._siblings is None else await self._siblings.others()
         return merged([self.own_text(), *others, generate_latest(self._shared)])
 
@@ -103,7 +114,7 @@ class _Labelled(_Undescribed):
 class _OfProcess(_Undescribed):
     """What one process has counted."""
 
-    def __init__(self, intake: Intake, topic: Topic) -> None:
+    def __init__(self, intake: Intake, topic: Callable[[], Topic | None]) -> None:
         self._intake = intake
         self._topic = topic
 
@@ -132,7 +143,8 @@ class _OfProcess(_Undescribed):
         )
 
     def _of_topic(self) -> Iterator[Metric]:
-        counters = self._topic.counters
+        topic = self._topic()
+        counters = SendCounters() if topic is None else topic.counters
         yield CounterMetricFamily(
             "molva_messages_stored", "Messages that the broker confirmed", counters.stored
         )
@@ -148,19 +160,42 @@ class _OfProcess(_Undescribed):
 
 
 @final
+class _OfSpool(_Undescribed):
+    """What one process keeps while the broker is away."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def collect(self) -> Iterator[Metric]:
+        spool = self._spool
+        yield GaugeMetricFamily(
+            "molva_broker_away", "1 while ratings go into the spool", float(spool.is_away)
+        )
+        yield GaugeMetricFamily("molva_spool_limit", "Ratings that the spool may hold", spool.limit)
+        yield GaugeMetricFamily("molva_spool_length", "Ratings in the spool", spool.length)
+        yield GaugeMetricFamily(
+            "molva_spool_oldest_seconds", "Age of the oldest of these", spool.oldest_seconds
+        )
+        yield CounterMetricFamily(
+            "molva_spool_stored", "Ratings that were stored in the spool", spool.stored
+        )
+        yield CounterMetricFamily(
+            "molva_spool_refused", "Ratings that the spool had no room for", spool.refused
+        )
+
+
+@final
 class _OfBroker(_Undescribed):
     """What the broker holds, as of ``stat``. Every process would say the same."""
 
-    def __init__(self, subscription: str, capacity: int | None) -> None:
+    def __init__(self, subscription: str) -> None:
         self._subscription = subscription
-        self._capacity = capacity
+        self.capacity: int | None = None
         self.stat: TopicStat | None = None
 
     def collect(self) -> Iterator[Metric]:
-        if self._capacity is not None:
-            yield GaugeMetricFamily(
-                "molva_queue_capacity", "Messages that may wait", self._capacity
-            )
+        if self.capacity is not None:
+            yield GaugeMetricFamily("molva_queue_capacity", "Messages that may wait", self.capacity)
         stat = self.stat and self.stat.subscriptions.get(self._subscription)
         if not stat:
             return

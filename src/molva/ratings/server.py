@@ -4,9 +4,12 @@ Granian carries the HTTP, embedded in our own event loop: one process, whose end
 On SIGTERM it stops listening, answers what it has accepted, and goes; what is still open
 after eight seconds is cut.
 
-After an I/O error of the broker's file nothing more may be written to it by this process.
-Every rating is then answered with 503, and the process ends, so that whoever supervises
-it starts another one, which puts the file in order first.
+After an I/O error of the broker's file, or of the spool's, nothing more may be written to it by
+this process. Every rating is then answered with 503, and the process ends, so that whoever
+supervises it starts another one, which puts the file in order first.
+
+With a spool the broker may be away from the start. What it survives is asked as soon as it can be;
+until then what was accepted lies in the spool, and nowhere less safe.
 """
 
 import asyncio
@@ -26,7 +29,7 @@ from granian.server.embed import Server
 
 from molva._base.clock import Clock
 from molva._base.collector import calm_collector
-from molva.messaging import MessagingError, Topic
+from molva.messaging import BrokenBrokerError, MessagingError, Topic, UnavailableError
 from molva.ratings.admission import Admission
 from molva.ratings.api import build_api
 from molva.ratings.catalog import Catalog
@@ -34,9 +37,11 @@ from molva.ratings.deployment import SUBSCRIPTION, Deployment, check_shared, sur
 from molva.ratings.intake import Intake
 from molva.ratings.ledger import Ledger, LedgerError
 from molva.ratings.metrics import Metrics
+from molva.ratings.outbox import outboxes_survive
 from molva.ratings.siblings import PORT_HELD, Siblings
+from molva.ratings.spool import Spool
 
-__all__ = ["AddressInUseError", "BrokenStorageError", "HTTPService", "hold_port", "serve"]
+__all__ = ["AddressInUseError", "BrokenStorageError", "End", "HTTPService", "hold_port", "serve"]
 
 _logger: Final = logging.getLogger("molva.ratings")
 
@@ -46,6 +51,9 @@ _DRAIN_SECONDS: Final = 8.0
 # Seconds between the first answer of 503 and the end of a process with broken storage:
 # those who wait get their answer first.
 _BROKEN_LINGER: Final = 0.5
+# Seconds that closing a broker may take, where a spool keeps what it has not confirmed: one that
+# is away answers nothing for longer than a stopping process has.
+_CLOSE_SECONDS: Final = 1.0
 # Milliseconds that the head of a request may take.
 _HEADER_TIMEOUT_MS: Final = 10_000
 # Connections that may wait to be accepted, and requests that may be under way at once.
@@ -68,58 +76,105 @@ class BrokenStorageError(Exception):
 
 
 @final
+class End:
+    """Why this process has to end, and another one to go on.
+
+    Attributes:
+        reached: Set as soon as it has to.
+        error: What is to be raised then; None where broken storage speaks for itself.
+    """
+
+    def __init__(self) -> None:
+        self.reached: Final = asyncio.Event()
+        self.error: Exception | None = None
+
+    def because(self, error: Exception) -> None:
+        """End for an error; the first one tells."""
+        self.error = self.error or error
+        self.reached.set()
+
+
+@final
 class HTTPService:
-    """What one HTTP process has open; see ``ratings.service`` for what its API needs."""
+    """What one HTTP process has open; see ``ratings.service`` for what its API needs.
+
+    Attributes:
+        outlet: Where ratings go: the broker, or a spool in front of it.
+        kept: What an accepted rating survives.
+        end: Whether this process has to end, and why.
+    """
 
     def __init__(
         self,
-        topic: Topic,
+        outlet: Topic | Spool,
         catalog: Catalog,
         ledger: Ledger,
         clock: Clock,
         *,
+        end: End,
+        kept: list[str],
         capacity: int | None = None,
         siblings: Siblings | None = None,
     ) -> None:
-        self.topic: Final = topic
+        self.outlet: Final = outlet
         self.catalog: Final = catalog
         self.ledger: Final = ledger
         self.clock: Final = clock
-        self.broken: Final = asyncio.Event()
+        self.kept: Final = kept
+        self.end: Final = end
         self.stopping = False
         self.api: Final = build_api(self)
-        self.admission: Final = Admission.of(capacity, topic, self.pending, clock)
+        self.admission: Final = Admission.of(capacity, self.topic, self.pending, clock)
+        spool = outlet if isinstance(outlet, Spool) else None
         self.intake: Final = Intake(
-            topic=topic,
+            outlet=outlet,
+            spool=spool,
             catalog=catalog,
             ledger=ledger,
             pending=self.pending,
             admission=self.admission,
             api=self.api,
             clock=clock,
-            on_broken=self.broken.set,
+            on_broken=end.reached.set,
         )
         self._metrics: Final = Metrics(
-            topic, self.intake, SUBSCRIPTION, siblings, capacity=self.admission.capacity
+            lambda: self.topic,
+            self.intake,
+            SUBSCRIPTION,
+            siblings,
+            capacity=self.admission.capacity,
+            spool=spool,
         )
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, deployment: Deployment) -> "AsyncIterator[HTTPService]":
-        """Open everything; close it again at the end of the block."""
+    async def open(
+        cls, deployment: Deployment, *, asked: tuple[str, ...] = ()
+    ) -> "AsyncIterator[HTTPService]":
+        """Open everything; close it again at the end of the block.
+
+        Raises what ``serve`` raises for what cannot be opened, or does not survive ``asked``.
+        """
         async with contextlib.AsyncExitStack() as stack:
-            topic = await deployment.open_topic()
-            stack.push_async_callback(topic.close)
             catalog = await deployment.open_catalog()
             stack.push_async_callback(catalog.close)
             ledger = await deployment.open_ledger()
             stack.push_async_callback(ledger.close)
+            end = End()
+            outlet = await stack.enter_async_context(
+                _outlet(deployment, ledger, asked, on_failure=end.because)
+            )
             siblings = Siblings.from_environment()
+            topic, spool = (
+                (outlet.broker, outlet.survives) if isinstance(outlet, Spool) else (outlet, None)
+            )
             service = cls(
-                topic,
+                outlet,
                 catalog,
                 ledger,
                 deployment.clock,
+                end=end,
+                kept=survives(topic, ledger, spool=spool, asked=asked),
                 capacity=deployment.capacity,
                 siblings=siblings,
             )
@@ -129,24 +184,33 @@ class HTTPService:
                 await stack.enter_async_context(telling)
             yield service
 
+    @property
+    def topic(self) -> Topic | None:
+        """The broker's topic; None where a spool waits for the broker since the start."""
+        return self.outlet.broker if isinstance(self.outlet, Spool) else self.outlet
+
     async def pending(self) -> int | None:
         """Return how many ratings are accepted and not yet counted; None if unknown."""
+        spool = self.outlet if isinstance(self.outlet, Spool) else None
+        if self.topic is None or (spool is not None and spool.is_away):
+            return None  # asking takes as long as the broker is given for an answer
         try:
             stat = await self.topic.stat()
         except MessagingError:
             return None
         if stat is None:
             return None
+        left_over = 0 if spool is None else spool.length
         reading = stat.subscriptions.get(SUBSCRIPTION)
-        return stat.stored if reading is None else reading.pending
+        return left_over + (stat.stored if reading is None else reading.pending)
 
     async def ready(self) -> list[str]:
         """Return why this process should get no requests now; empty if it should."""
         reasons = []
         if self.stopping:
             reasons.append("this process is stopping")
-        if self.broken.is_set():
-            reasons.append("the broker's storage failed")
+        if self.end.reached.is_set():
+            reasons.append("this process cannot go on, another one will")
         try:
             await self.ledger.last_seq("default")
         except LedgerError:
@@ -192,9 +256,7 @@ async def serve(
     address = _check_address(host, port)
     _raise_file_limit()
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    async with HTTPService.open(deployment) as service:
-        check_shared(service.topic.capabilities, deployment.broker)
-        kept = survives(service.topic, service.ledger, asked=asked)
+    async with HTTPService.open(deployment, asked=asked) as service:
         server = Server(
             service.intake,
             address=address,
@@ -208,12 +270,12 @@ async def serve(
             log_level=LogLevels.error,
         )
         serving = asyncio.ensure_future(server.serve())
-        broken = asyncio.ensure_future(service.broken.wait())
+        broken = asyncio.ensure_future(service.end.reached.wait())
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await _until_answering(address, port, serving)
             calm_collector()
-            on_ready(kept)
+            on_ready(service.kept)
             await asyncio.wait((serving, broken, stopping), return_when=asyncio.FIRST_COMPLETED)
             if broken.done():
                 await asyncio.sleep(_BROKEN_LINGER)
@@ -226,8 +288,65 @@ async def serve(
             await asyncio.wait((serving, broken, stopping))
         if serving.done() and not serving.cancelled():
             serving.result()  # raises what ended the server, if anything did
-        if service.broken.is_set():
-            raise BrokenStorageError("the broker's storage failed; start this process again")
+        if service.end.reached.is_set():
+            raise service.end.error or BrokenStorageError(
+                "the storage of broker or spool failed; start this process again"
+            )
+
+
+@contextlib.asynccontextmanager
+async def _outlet(
+    deployment: Deployment,
+    ledger: Ledger,
+    asked: tuple[str, ...],
+    *,
+    on_failure: Callable[[Exception], None],
+) -> AsyncIterator[Topic | Spool]:
+    """Open where ratings go, for the block: the broker, or a spool in front of it."""
+    settings = deployment.spool
+    spooled = None if settings is None else outboxes_survive()
+
+    async def open_broker() -> Topic:
+        topic = await deployment.open_topic()
+        try:
+            check_shared(topic.capabilities, deployment.broker)
+            survives(topic, ledger, spool=spooled, asked=asked)
+        except BaseException:
+            await topic.close()
+            raise
+        return topic
+
+    if settings is None:
+        topic = await open_broker()
+        try:
+            yield topic
+        finally:
+            await topic.close()
+        return
+    settings.check_horizon(ledger.capabilities.horizon_seconds)
+    broker: Topic | None = None
+    try:
+        broker = await open_broker()
+    except BrokenBrokerError:
+        raise
+    except UnavailableError as error:
+        _logger.warning("the broker is away, ratings are accepted into the spool: %s", error)
+    spool: Spool | None = None
+    try:
+        async with Spool.open(
+            settings,
+            broker=broker,
+            open_broker=open_broker,
+            clock=deployment.clock,
+            on_failure=on_failure,
+        ) as spool:
+            yield spool
+    finally:
+        broker = broker if spool is None else spool.broker
+        if broker is not None:
+            # What it has not confirmed lies in the spool.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(broker.close(), _CLOSE_SECONDS)
 
 
 @contextlib.contextmanager

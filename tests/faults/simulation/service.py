@@ -243,7 +243,7 @@ class Server:
 
         admission = Admission.of(_MAY_WAIT, topic, pending, clock)
         self.intake = Intake(
-            topic=topic,
+            outlet=topic,
             catalog=service.catalog,
             ledger=cast(Ledger, self.ledger),
             pending=pending,

@@ -11,6 +11,7 @@ groups may be called anything), with two topics of its own, ``TOPIC.SUBSCRIPTION
 import logging
 import os
 import re
+import time
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, final
@@ -69,6 +70,10 @@ _IDLE_FETCH: Final = 0.1
 _SEND_BUFFER_KBYTES: Final = 131_072
 _RECEIVE_BUFFER_KBYTES: Final = 16_384
 
+# Seconds for which the client's same line is not logged again. Shorter, and one that is away
+# fills disks; longer, and somebody on call wonders if it still is.
+_REPEATED: Final = 5.0
+
 _SASL: Final = {
     "plain": "PLAIN",
     "scram-sha-256": "SCRAM-SHA-256",
@@ -86,16 +91,26 @@ _LONGEST: Final = 249 - len(".retry")
 
 @final
 class ClientLog:
-    """Where librdkafka's own log lines go: Python's logging, without passwords."""
+    """Where librdkafka's own log lines go: Python's logging, without passwords.
+
+    Where nobody listens, the client says so a hundred times for each attempt to connect: the
+    same line is logged once in five seconds.
+    """
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
         self._logger = logging.getLogger("molva.messaging.kafka")
         self._secrets = secrets
+        self._last, self._until = "", float("-inf")
 
     def log(self, level: int, text: str, *values: object) -> None:
         """Log one line; librdkafka's client calls this from the thread that polls."""
-        if self._logger.isEnabledFor(level):
-            self._logger.log(level, "%s", self.clean(text % values if values else text))
+        if not self._logger.isEnabledFor(level):
+            return
+        line, now = self.clean(text % values if values else text), time.monotonic()
+        if line == self._last and now < self._until:
+            return
+        self._last, self._until = line, now + _REPEATED
+        self._logger.log(level, "%s", line)
 
     def clean(self, text: str) -> str:
         """Return ``text`` with no password in it."""
