@@ -9,11 +9,11 @@ held, for as long as the receives keep coming. What nobody fetched goes back to 
 Holding. A delivery's number belongs to its channel: on another it would settle another message.
 The token carries the channel's epoch, and one of an older epoch reaches nobody.
 
-Settling. AMQP cannot change a message, and the server's count of returns does not tell a failure
-from a message that nobody looked at. So what comes again is published anew with its own count, and
-the original acknowledged when that is confirmed; dead letters likewise. A crash between the two
-leaves both, and nothing ever none. The server's own count then means one thing only: how often a
-consumer went away with the message, which is an attempt.
+Settling. The server counts each return of a message, and does not tell a failure from a message
+that nobody looked at; nor can a message be changed. So a failed one goes back to its place and is
+counted there. One that nobody looked at is published anew, with the count that it has, and the
+original acknowledged when that is confirmed; likewise one that is to wait, and dead letters. A
+crash between the two leaves both, and never neither.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from typing import Any, Final, final
 
 from aiormq.abc import ConsumerCallback, DeliveredMessage
 from aiormq.channel import Channel
-from aiormq.exceptions import AMQPError, ChannelInvalidStateError
+from aiormq.exceptions import AMQPError
 
 from molva._base.clock import Clock
 from molva._base.seldom import SeldomLog
@@ -303,14 +303,11 @@ class AMQPConsumer:
         if delivered.channel is not self._channel:
             return
         try:
-            one = received(delivered, self._consumer)
+            one = received(delivered, int(str(delivered.consumer_tag).rpartition("-")[2]))
         except ForeignMessageError as error:
             self._spawn(self._bury_foreign(self._epoch, number, delivered, str(error)))
             return
-        if delivered.consumer_tag == self._tag:
-            self._outstanding += 1
-        else:
-            one.consumer = 0
+        self._outstanding += one.consumer == self._consumer
         self._held[number] = one
         if delivered.redelivered and not self._counts:
             # Nobody has counted that a consumer went away with it; now we do.
@@ -355,21 +352,24 @@ class AMQPConsumer:
         await asyncio.sleep(0)  # what was under way has come
         if self._receivers or self._closed or not self._ready:
             return
+        with contextlib.suppress(MessagingError):
+            await self._give_back_unseen()
+
+    async def _give_back_unseen(self) -> None:
+        """Let what nobody has fetched go back to where it was, or behind if it did so often."""
         unseen = [self._ready.popleft() for _ in range(len(self._ready))]
-        often = [n for n in unseen if self._held[n].returns >= _MOST_RETURNS or not self._counts]
-        with contextlib.suppress(MessagingError, AMQPError, ChannelInvalidStateError, OSError):
-            channel = self._channel
-            # Oldest first: a queue that has a limit of returns hands them out in this order.
-            for number in (n for n in unseen if n not in often):
-                if channel is not None:
-                    self._forget(number)
-                    await channel.basic_nack(number, requeue=True, wait=False)
-            returned = [
-                Settlement((self._epoch, n), Action.RETURN, attempt=self._held[n].attempt)
-                for n in often
-            ]
-            if returned:
-                await self.settle_batch(returned)
+        held = self._held
+        often = {n for n in unseen if held[n].returns >= _MOST_RETURNS or not self._counts}
+        returned = [
+            Settlement((self._epoch, n), Action.RETURN, attempt=held[n].attempt)
+            for n in unseen
+            if n in often
+        ]
+        # Nobody subscribes in between: it would be sent what is behind these.
+        async with self._subscribing:
+            await self._write([], [number for number in unseen if number not in often])
+        if returned:
+            await self.settle_batch(returned)
 
     # Settling ---------------------------------------------------------------------------
 
@@ -378,7 +378,9 @@ class AMQPConsumer:
         again = [
             (place, settlement)
             for place, settlement in enumerate(settlements)
-            if settlement.action is not Action.ACK and self._holds(settlement.token)
+            if settlement.action is not Action.ACK
+            and self._holds(settlement.token)
+            and not self._is_counted(settlement)
         ]
         problems = dict(
             zip((p for p, _ in again), await self._stored([s for _, s in again]), strict=True)
@@ -395,7 +397,9 @@ class AMQPConsumer:
             outcomes.append(Outcome.SETTLED)
             problem = problems.get(place)
             number = _number_of(settlement.token)
-            if problem is None:
+            if settlement.action is Action.NACK and place not in problems:
+                requeued.append(number)
+            elif problem is None:
                 acked.append(number)
             elif isinstance(problem, RefusedError) and settlement.gives_back:
                 # A full queue has no room for a copy, but for the message that it has.
@@ -408,6 +412,15 @@ class AMQPConsumer:
                 raise failed
             raise UnavailableError(str(failed)) from failed
         return outcomes
+
+    def _is_counted(self, settlement: Settlement) -> bool:
+        """Whether going back to its place counts the attempt as it is to be counted."""
+        return (
+            self._counts
+            and settlement.action is Action.NACK
+            and settlement.delay <= 0
+            and settlement.attempt == self._held[_number_of(settlement.token)].attempt
+        )
 
     async def _stored(self, settlements: Sequence[Settlement]) -> list[Exception | None]:
         """Publish what comes again, and what becomes a dead letter."""
@@ -449,8 +462,18 @@ class AMQPConsumer:
                     await channel.basic_ack(number, wait=False)
                 for number in requeued:
                     await channel.basic_nack(number, requeue=True, wait=False)
-                # An acknowledgement has no answer; this has, and is read after it.
-                await channel.basic_qos(prefetch_count=max(1, self._window))
+                await self._synced()
+
+    async def _synced(self) -> None:
+        """Return when the server has read all that was written on the channel.
+
+        Acknowledging and cancelling have no answer; this has, and is read after them.
+        """
+        channel = self._channel
+        if channel is not None and not channel.is_closed:
+            with translated(self._link.address):
+                async with asyncio.timeout(ANSWER):
+                    await channel.basic_qos(prefetch_count=max(1, self._window))
 
     def _contiguous(self, acked: Collection[int]) -> tuple[int, list[int]]:
         """Return up to where all that is held is acknowledged, and what is beyond."""
@@ -513,8 +536,10 @@ class AMQPConsumer:
         """Remove what is ready, delayed or held here, or all dead letters."""
         if dead:
             return await purge_dead(self._link, self.names)
-        own = self._tag is not None
         await self._shielded(self._unsubscribe())
+        await self._shielded(self._synced())
+        # One that was ended is counted for as long as something is held of what it was sent.
+        own = len({one.consumer for one in self._held.values()})
 
         async def look(channel: Channel) -> int:
             found = await channel.queue_declare(self.names.main, passive=True)

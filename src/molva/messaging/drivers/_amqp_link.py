@@ -7,6 +7,7 @@ out on the one after it, where its number is another message's.
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import Iterator
 from typing import Final, final
@@ -45,6 +46,28 @@ _GOODBYE: Final = 1.0
 _NOT_ALLOWED: Final = 530
 # Quorum queues deliver more than once without losing: dead-lettering at least once.
 _OLDEST: Final = (3, 10)
+
+
+# Seconds between two lines of one kind about a connection.
+_LINES: Final = 5.0
+
+
+@final
+class _Seldom(logging.Filter):
+    """Lets pass one line of a kind in five seconds: there is one for every try to connect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created < self._next.get(str(record.msg), 0.0):
+            return False
+        self._next[str(record.msg)] = record.created + _LINES
+        return True
+
+
+logging.getLogger("aiormq.connection").addFilter(_Seldom())
 
 
 @final

@@ -10,8 +10,8 @@ Names. Everything of ours begins with ``prefix``, then comes what it is, then wh
     molva.sub.ratings.process.later.3     exchange and queue: a step of the ladder of delays
 
 Of a name, what is no ASCII letter or digit and none of ``_-:@,/`` or a space is written as ``+2E``
-for each byte: so no two names meet, and clients take them all. A name too long for AMQP, which takes
-255 bytes, is a digest behind ``+h``.
+for each byte: so no two names meet, and clients take them all. A name too long for AMQP, which
+takes 127 bytes of an exchange's, is a digest behind ``+h``.
 """
 
 import os
@@ -89,8 +89,8 @@ _USERNAME: Final = "MOLVA_AMQP_USERNAME"
 _PASSWORD: Final = "MOLVA_AMQP_PASSWORD"
 _PORTS: Final = {"amqp": 5672, "amqps": 5671}
 
-# Bytes that AMQP takes of a name, less what ``.later.26`` takes of it.
-_LONGEST: Final = 255 - len(".later.26")
+# Bytes that AMQP takes of an exchange's name, less what ``.later.26`` takes of it.
+_LONGEST: Final = 127 - len(".later.26")
 
 
 _SPECIAL: Final = re.compile(r"[^a-zA-Z0-9_\-:@,/ ]")

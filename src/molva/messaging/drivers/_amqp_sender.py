@@ -8,6 +8,7 @@ written, which in older versions of the client library needed several channels.
 """
 
 import asyncio
+import re
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, final
 
@@ -17,7 +18,7 @@ from aiormq.exceptions import DeliveryError, PublishError
 from molva.messaging.drivers._amqp_link import AMQPLink, translated
 from molva.messaging.drivers._amqp_messages import Packed
 from molva.messaging.drivers._amqp_options import AMQPAddress
-from molva.messaging.errors import UnavailableError
+from molva.messaging.errors import MessageTooLargeError, UnavailableError
 
 __all__ = ["AMQPSender", "Parcel", "RefusedError", "ReturnedError"]
 
@@ -25,6 +26,8 @@ __all__ = ["AMQPSender", "Parcel", "RefusedError", "ReturnedError"]
 # other; more, and a server that has stopped fills our memory.
 _MOST_MESSAGES: Final = 1_000
 _MOST_BYTES: Final = 8_000_000
+# What RabbitMQ says of its ``max_message_size``.
+_TOO_LARGE: Final = re.compile(r"larger than configured max size (\d+)")
 # Bytes a second that any network carries: what is larger is waited for longer.
 _SLOWEST_NETWORK: Final = 2_000_000
 
@@ -64,8 +67,30 @@ class AMQPSender:
         """
         results: list[Exception | None] = []
         for part in _parts(parcels):
-            results += await self._publish(part)
+            found = await self._publish(part)
+            limit = _limit_told(found)
+            if limit is not None:
+                found = await self._publish_smaller(part, found, limit)
+            results += found
         return results
+
+    async def _publish_smaller(
+        self, parcels: Sequence[Parcel], found: list[Exception | None], limit: int
+    ) -> list[Exception | None]:
+        """Publish once more what a message that was too large has taken along."""
+        for place, parcel in enumerate(parcels):
+            size = len(parcel.packed.body)
+            if size > limit:
+                found[place] = MessageTooLargeError(size, limit)
+        rest = [
+            place
+            for place, problem in enumerate(found)
+            if problem is not None and not isinstance(problem, MessageTooLargeError)
+        ]
+        again = await self._publish([parcels[place] for place in rest]) if rest else []
+        for place, problem in zip(rest, again, strict=True):
+            found[place] = problem
+        return found
 
     async def _publish(self, parcels: Sequence[Parcel]) -> list[Exception | None]:
         channel = await self._opened()
@@ -130,6 +155,15 @@ class AMQPSender:
     async def close(self) -> None:
         """Close the connection."""
         await self.link.close()
+
+
+def _limit_told(results: Sequence[Exception | None]) -> int | None:
+    """Return how many bytes the server takes, where it closed the channel to tell."""
+    for problem in results:
+        told = _TOO_LARGE.search(str(problem)) if problem is not None else None
+        if told is not None:
+            return int(told[1])
+    return None
 
 
 def _parts(parcels: Sequence[Parcel]) -> Iterator[Sequence[Parcel]]:

@@ -34,7 +34,7 @@ from molva.messaging.errors import (
 )
 from molva.messaging.message import MAX_PRIORITY
 
-__all__ = ["LONGEST_DELAY", "Ladder", "QueueShape", "Topology", "asked", "ready_in"]
+__all__ = ["LONGEST_DELAY", "NEW_QUEUE", "Ladder", "QueueShape", "Topology", "asked", "ready_in"]
 
 T = TypeVar("T")
 
@@ -46,6 +46,11 @@ LONGEST_DELAY: Final = _UNIT * (2**_STEPS - 1)
 # Binary digits that are kept of a delay, from its first 1: late by a thousandth at most, and
 # through ten queues instead of twenty-seven.
 _DIGITS: Final = 10
+
+# Seconds after which RabbitMQ has written down which log is a new queue's: half a second after
+# the last one was made. Killed before, 3.10 does not find what it had confirmed, and the queue
+# never has a leader again: it was seen. Longer, and whoever makes a queue waits once.
+NEW_QUEUE = 0.7
 
 # How often a message may come back to a quorum queue before the server buries it. Without a
 # number RabbitMQ 4 does it after 20, also where nobody has looked at it; and with one a message
@@ -114,6 +119,7 @@ class Topology:
                         f"{self._shown}: there is no topic {name!r}, and create=never was asked"
                     ) from None
             return
+        is_new = not await self._is_there(kept)
         async with self._looking() as channel:
             await channel.exchange_declare(kept, exchange_type="fanout", durable=True)
             await channel.queue_declare(kept, durable=True, arguments=_QUORUM)
@@ -124,22 +130,24 @@ class Topology:
                 durable=True,
                 arguments={"alternate-exchange": kept},
             )
+        await _written_down(is_new=is_new)
 
     async def subscription(self, topic: str, subscription: str, names: Names) -> None:
         """Find or make the queue of a subscription. It is not bound yet."""
+        is_new = not await self._is_there(names.main)
         if not self._creates:
-            async with self._looking() as channel:
-                if await ready_in(channel, names.main) is None:
-                    raise TopicNotFoundError(
-                        f"{self._shown}: topic {topic!r} has no subscription {subscription!r}, "
-                        "and create=never was asked"
-                    )
+            if is_new:
+                raise TopicNotFoundError(
+                    f"{self._shown}: topic {topic!r} has no subscription {subscription!r}, "
+                    "and create=never was asked"
+                )
             return
         await self._dead(names)
         async with self._looking() as channel:
             await channel.queue_declare(
                 names.main, durable=True, arguments=QueueShape().arguments(names.dead)
             )
+        await _written_down(is_new=is_new)
 
     async def bind(self, names: Names, exchange: str) -> None:
         """Let what is sent to a topic come to a subscription."""
@@ -150,12 +158,11 @@ class Topology:
         self, name: str, names: Names, *, discipline: str | None, capacity: int | None
     ) -> QueueShape:
         """Find or make a queue; return how it is made."""
-        if not self._creates:
-            async with self._looking() as channel:
-                if await ready_in(channel, names.main) is None:
-                    raise QueueNotFoundError(
-                        f"{self._shown}: there is no queue {name!r}, and create=never was asked"
-                    )
+        is_new = not await self._is_there(names.main)
+        if is_new and not self._creates:
+            raise QueueNotFoundError(
+                f"{self._shown}: there is no queue {name!r}, and create=never was asked"
+            )
         await self._dead(names)
         shape = QueueShape(discipline == "priority", capacity)
         problem = await self._declare(names, shape)
@@ -168,6 +175,7 @@ class Topology:
             shape = QueueShape(shape.priority, int(found[1]))
             problem = await self._declare(names, shape)
         if not problem:
+            await _written_down(is_new=is_new)
             return shape
         if "x-max-length" in problem:
             raise InvalidURLError(
@@ -194,14 +202,17 @@ class Topology:
             return str(error)
         return ""
 
+    async def _is_there(self, queue: str) -> bool:
+        async with self._looking() as channel:
+            return await ready_in(channel, queue) is not None
+
     async def _dead(self, names: Names) -> None:
         async with self._looking() as channel:
             await channel.queue_declare(names.dead, durable=True, arguments=_QUORUM)
 
     async def remove(self, names: Names) -> bool:
         """Remove a subscription's queues; return whether there was one."""
-        async with self._looking() as channel:
-            there = await ready_in(channel, names.main) is not None
+        there = await self._is_there(names.main)
         async with self._looking() as channel:
             await channel.queue_delete(names.main)
             await channel.queue_delete(names.dead)
@@ -305,6 +316,12 @@ def _rounded_up(delay: float) -> int:
     units = max(1, -int(-delay // _UNIT))
     spare = max(0, units.bit_length() - _DIGITS)
     return -(-units >> spare) << spare
+
+
+async def _written_down(*, is_new: bool) -> None:
+    """Wait until the server will know a new queue again after it was killed."""
+    if is_new:
+        await asyncio.sleep(NEW_QUEUE)
 
 
 async def ready_in(channel: Channel, queue: str) -> int | None:
