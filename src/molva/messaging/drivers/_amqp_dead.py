@@ -1,9 +1,10 @@
 """Dead letters: looked at, sent back, removed.
 
 They lie in a queue, and a queue can only be consumed. So whoever looks takes them and gives them
-back: alone, since two who take at once each see half. RabbitMQ refuses a second consumer where the
-first has asked for that, and the second tries again until it is its turn. What was taken goes back
-to its place, and a looker that dies gives it back by dying.
+back: alone, since two who take at once each see half. Quorum queues know no exclusive consumers;
+the lock is another queue, which belongs to one connection for as long as it is there, and whoever
+finds it taken tries again. What was taken goes back to its place when its channel is closed, in
+order; given back by number it would come in any. A looker that dies does both by dying.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Final
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelLockedResource
 
 from molva.messaging.driver import DeadLetter
 from molva.messaging.drivers._amqp_link import ANSWER, AMQPLink, translated
@@ -28,6 +29,8 @@ __all__ = ["dead_letters_of", "move", "purge_dead", "replay_dead"]
 # Seconds before it is tried again whether somebody else is done looking, and in which it must be.
 _PAUSE: Final = 0.05
 _TURN: Final = 10.0
+# How many looks in a row must find nothing more. Fewer, and what comes back just then is missed.
+_QUIET: Final = 2
 # What AMQP lets a consumer hold at once.
 _MOST: Final = 65_535
 # Letters that are sent back, or compared with what was asked for, at once.
@@ -116,51 +119,57 @@ async def _taken(
     link: AMQPLink, queue: str, limit: int
 ) -> AsyncIterator[tuple[Channel, list[DeliveredMessage]]]:
     """Take up to ``limit`` messages of a queue, oldest first, alone; what is left goes back."""
-    channel, found, came = await _alone(link, queue, min(limit, _MOST))
-    try:
-        with translated(link.address):
-            expected = len(found) + (await ready_in(channel, queue) or 0)
-            async with asyncio.timeout(_TURN):
-                # What is ready is on its way here, so this waits for the network only.
-                while len(found) < min(limit, _MOST, expected):
-                    came.clear()
-                    await came.wait()
-            yield channel, found
-    finally:
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(ANSWER):
-                await channel.close()
-
-
-async def _alone(
-    link: AMQPLink, queue: str, window: int
-) -> tuple[Channel, list[DeliveredMessage], asyncio.Event]:
-    deadline = asyncio.get_running_loop().time() + _TURN
-    while True:
-        channel = await link.channel()
+    window = min(limit, _MOST)
+    async with _alone(link, queue) as channel:
         found: list[DeliveredMessage] = []
-        came = asyncio.Event()
 
-        async def take(
-            message: DeliveredMessage,
-            found: list[DeliveredMessage] = found,
-            came: asyncio.Event = came,
-        ) -> None:
+        async def take(message: DeliveredMessage) -> None:
             found.append(message)
-            came.set()
 
         with translated(link.address):
-            try:
+            async with asyncio.timeout(_TURN):
+                await channel.basic_qos(prefetch_count=window)
+                await channel.basic_consume(queue, take)
+                seen, quiet = -1, 0
+                # What is ready is on its way here, and what another looker has just given back
+                # is on its way to being ready.
+                while len(found) < window and quiet < _QUIET:
+                    there = len(found) + (await ready_in(channel, queue) or 0)
+                    quiet = quiet + 1 if there == seen == len(found) else 0
+                    seen = there
+                    await asyncio.sleep(_PAUSE)
+            # More comes as these are settled, and is nobody's business.
+            yield channel, found[:window]
+
+
+@contextlib.asynccontextmanager
+async def _alone(link: AMQPLink, queue: str) -> AsyncIterator[Channel]:
+    """Give a channel to whoever looks into a queue, one at a time."""
+    deadline = asyncio.get_running_loop().time() + _TURN
+    lock = f"{queue}.look"
+    async with link.looking:
+        while True:
+            channel = await link.channel()
+            with translated(link.address):
+                try:
+                    async with asyncio.timeout(ANSWER):
+                        await channel.queue_declare(lock, exclusive=True)
+                        taking = await link.channel()
+                    break
+                except ChannelLockedResource as taken:
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise UnavailableError(
+                            f"{link.address}: somebody else has looked into {queue!r} for "
+                            f"{_TURN:.0f} s; try again"
+                        ) from taken
+            await asyncio.sleep(_PAUSE)
+        try:
+            yield taking
+        finally:
+            with contextlib.suppress(Exception):
                 async with asyncio.timeout(ANSWER):
-                    await channel.basic_qos(prefetch_count=window)
-                    await channel.basic_consume(queue, take, exclusive=True)
-                return channel, found, came
-            except ChannelAccessRefused as refused:
-                if "exclusive" not in str(refused):
-                    raise
-                if asyncio.get_running_loop().time() > deadline:
-                    raise UnavailableError(
-                        f"{link.address}: somebody else has looked at the dead letters for "
-                        f"{_TURN:.0f} s; try again"
-                    ) from refused
-        await asyncio.sleep(_PAUSE)
+                    await taking.close()
+                    # Back before the lock is free, or the next one finds nothing.
+                    await asyncio.sleep(_PAUSE)
+                    await channel.queue_delete(lock)
+                    await channel.close()

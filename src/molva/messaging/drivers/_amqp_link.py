@@ -24,6 +24,7 @@ from aiormq.exceptions import (
     ConnectionClosed,
     ConnectionNotAllowed,
     IncompatibleProtocolError,
+    InvalidFrameError,
     ProbableAuthenticationError,
     ProtocolSyntaxError,
 )
@@ -85,6 +86,9 @@ class AMQPLink:
         self._connection: aiormq.Connection | None = None
         self._turn = asyncio.Lock()
         self._closed = False
+        self._was_in = False
+        # Held by whoever looks into a queue over this connection.
+        self.looking: Final = asyncio.Lock()
 
     @property
     def address(self) -> AMQPAddress:
@@ -115,9 +119,19 @@ class AMQPLink:
             connection = aiormq.Connection(
                 self._address.url(f"molva {self._role}"), context=self._address.context()
             )
-            await connection.connect()
+            try:
+                await connection.connect()
+            except InvalidFrameError as error:
+                # The client library does not say what the server said instead of "open".
+                if "OpenOk" not in str(error) or self._was_in:
+                    raise
+                raise InvalidURLError(
+                    f"{self._address}: there is no vhost {self._address.vhost!r}, or user "
+                    f"{self._address.user!r} has no rights there"
+                ) from error
             _check_version(self._address, connection)
             self._connection = connection
+            self._was_in = True
         return self._connection
 
     def is_blocked(self) -> bool:
@@ -175,6 +189,8 @@ def translated(address: AMQPAddress) -> Iterator[None]:
         if error.args and error.args[0] == _NOT_ALLOWED:
             raise InvalidURLError(f"{address}: {_text(error)}") from error
         raise UnavailableError(f"{address}: {_text(error)}") from error
+    except InvalidFrameError as error:
+        raise UnavailableError(f"{address}: {error}") from error
     except (IncompatibleProtocolError, ProtocolSyntaxError) as error:
         raise IncompatibleBrokerError(f"{address} does not speak AMQP 0-9-1: {error}") from error
     except AMQPConnectionError as error:

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, final
 
 from aiormq.channel import Channel
@@ -57,7 +57,9 @@ NEW_QUEUE = 0.7
 # that comes back stays near the head. Ours is counted in the messages.
 _UNLIMITED: Final = 2_000_000_000
 
-_CAPACITY: Final = re.compile(r"'x-max-length'.*current is the value '(\d+)'")
+# How the server tells with what a queue was made: by the first argument that is not the same.
+_CAPACITY: Final = re.compile(r"'x-max-length'.*current is (?:the value )?'(\d+)'")
+_OF_ONE_KIND: Final = ("'x-queue-type'", "'x-max-priority'", "'x-dead-letter-strategy'")
 
 
 @final
@@ -165,15 +167,15 @@ class Topology:
             )
         await self._dead(names)
         shape = QueueShape(discipline == "priority", capacity)
-        problem = await self._declare(names, shape)
-        if problem and discipline is None and "x-queue-type" in problem:
-            shape = QueueShape(not shape.priority, capacity)
-            problem = await self._declare(names, shape)
-        found = _CAPACITY.search(problem)
-        if found is not None and capacity is None:
-            # Whoever made it has bounded it; that this one does not ask for it is no mistake.
-            shape = QueueShape(shape.priority, int(found[1]))
-            problem = await self._declare(names, shape)
+        tried: set[QueueShape] = set()
+        # What a queue was made with is no mistake of who does not ask for anything else.
+        while (problem := await self._declare(names, shape)) and shape not in tried:
+            tried.add(shape)
+            bound = _CAPACITY.search(problem)
+            if bound is not None and capacity is None:
+                shape = replace(shape, capacity=int(bound[1]))
+            elif discipline is None and any(name in problem for name in _OF_ONE_KIND):
+                shape = replace(shape, priority=not shape.priority)
         if not problem:
             await _written_down(is_new=is_new)
             return shape
@@ -182,7 +184,7 @@ class Topology:
                 f"{self._shown}: capacity={capacity} is refused; queue {name!r} was made with "
                 "another or none, which cannot change: leave it out, or remove the queue"
             )
-        if "x-queue-type" in problem or "x-max-priority" in problem:
+        if any(name in problem for name in _OF_ONE_KIND):
             raise InvalidURLError(
                 f"{self._shown}: discipline={discipline or 'fifo'} is refused; queue {name!r} was "
                 "made with another, which cannot change"
