@@ -26,7 +26,7 @@ from tests.brokers.errors import ServerFailedError
 from tests.brokers.install import install_packages
 from tests.brokers.kind import Image, Kind, Place
 
-__all__ = ["RabbitMQ", "rabbitmqctl"]
+__all__ = ["RabbitMQ", "messages_in", "rabbitmqctl"]
 
 # What the package's own scripts in /usr/sbin call, after becoming the user rabbitmq, whose home
 # is the one place where they would let a server live.
@@ -137,6 +137,13 @@ def rabbitmqctl(place: Place, *arguments: str) -> str:
         said = f"{done.stdout.strip()} {done.stderr.strip()}".strip()
         raise ServerFailedError("rabbitmq", f"rabbitmqctl {shlex.join(arguments)}: {said}")
     return done.stdout
+
+
+def messages_in(place: Place, queue: str) -> int:
+    """Return how many messages a queue holds, those that consumers hold among them."""
+    told = rabbitmqctl(place, "list_queues", "name", "messages", "--no-table-headers")
+    counts = dict(line.rsplit("\t", 1) for line in told.splitlines() if "\t" in line)
+    return int(counts.get(queue, 0))
 
 
 def _program(name: str) -> str | None:
