@@ -174,13 +174,12 @@ class AMQPConsumer:
                 try:
                     if not self._ready:
                         await self._shielded(self._subscribe(limit))
-                    if self._ready and not self._is_hot:
-                        # Before they are settled, or what that makes room for is sent ahead.
-                        await self._shielded(self._unsubscribe())
                     if self._ready:
                         return self._take(limit)
                     left = deadline - self._clock.monotonic()
-                    if left <= 0 and not await self._shielded(self._is_coming(limit)):
+                    if left <= 0 and not await self._shielded(self._is_coming()):
+                        # What comes from now on may be for another.
+                        await self._shielded(self._unsubscribe())
                         return self._take(limit) if self._ready else []
                     if left > 0:
                         await self._wait(min(left, _LOOK))
@@ -214,9 +213,13 @@ class AMQPConsumer:
         await first_of(self._clock.sleep(seconds), self._came.wait())
 
     async def _subscribe(self, limit: int) -> None:
-        """See to it that the server sends up to ``limit`` more messages."""
+        """See to it that the server sends messages: up to ``limit``, where nothing is open.
+
+        One subscription is ended for another only where all has come that it lets come: the
+        server keeps what is under way to one that ends, until the next one begins.
+        """
         async with self._subscribing:
-            if self._tag is not None and self._window - self._outstanding >= min(limit, self._most):
+            if self._tag is not None and self._outstanding < self._window:
                 return
             await self._end_subscription()
             window = limit
@@ -317,7 +320,7 @@ class AMQPConsumer:
         self._ready.append(number)
         self._came.set()
 
-    async def _is_coming(self, limit: int) -> bool:
+    async def _is_coming(self) -> bool:
         """Tell whether something is there that a subscription will bring."""
         ready = await asked(lambda channel: ready_in(channel, self.names.main), self._link)
         if not ready:
@@ -349,11 +352,11 @@ class AMQPConsumer:
         """Let others have what nobody here asks for."""
         with contextlib.suppress(MessagingError):
             await self._unsubscribe()
-        await asyncio.sleep(0)  # what was under way has come
-        if self._receivers or self._closed or not self._ready:
-            return
-        with contextlib.suppress(MessagingError):
-            await self._give_back_unseen()
+            # What was under way comes first: it is older than what it would be put behind.
+            await self._synced()
+            await asyncio.sleep(_ON_ITS_WAY)
+            if not self._receivers and not self._closed and self._ready:
+                await self._give_back_unseen()
 
     async def _give_back_unseen(self) -> None:
         """Let what nobody has fetched go back to where it was, or behind if it did so often."""
@@ -427,8 +430,8 @@ class AMQPConsumer:
         if not settlements:
             return []
         parcels = []
-        for settlement in settlements:
-            one = self._held[_number_of(settlement.token)]
+        held = [self._held[_number_of(settlement.token)] for settlement in settlements]
+        for settlement, one in zip(settlements, held, strict=True):
             if settlement.action is Action.REJECT:
                 packed = bury(
                     one.message,
@@ -451,6 +454,10 @@ class AMQPConsumer:
         channel = self._channel
         if channel is None or not (acked or requeued):
             return
+        if not self._is_hot and not self._receivers and self._outstanding >= self._window:
+            # Before there is room: it would be filled with what nobody has asked for.
+            with translated(self._link.address):
+                await self._end_subscription()
         upto, single = self._contiguous(acked)
         for number in (*acked, *requeued):
             self._forget(number)
