@@ -66,6 +66,8 @@ _HOT: Final = 0.05
 # that does not keep coming, and of one that does. Longer, and others wait for what lies here.
 _KEEP: Final = 0.2
 _KEEP_HOT: Final = 1.0
+# Seconds without another message after which a batch is handed over to a caller that keeps coming.
+_STREAMING: Final = 0.001
 # Messages that are sent ahead, at least and at most, to a caller that keeps coming.
 _LEAST_WINDOW: Final = 64
 _MOST_WINDOW: Final = 2_000
@@ -175,6 +177,8 @@ class AMQPConsumer:
                     if not self._ready:
                         await self._shielded(self._subscribe(limit))
                     if self._ready:
+                        if self._is_hot:
+                            await self._gather(limit)
                         return self._take(limit)
                     left = deadline - self._clock.monotonic()
                     if left <= 0 and not await self._shielded(self._is_coming()):
@@ -208,6 +212,13 @@ class AMQPConsumer:
             one = held[number]
             found.append(RawDelivery(one.message, one.attempt, (epoch, number), one.stored_at_us))
         return found
+
+    async def _gather(self, limit: int) -> None:
+        """Let come what is streaming in: settling three costs as much as settling many."""
+        before = 0
+        while before < len(self._ready) < limit:
+            before = len(self._ready)
+            await asyncio.sleep(_STREAMING)
 
     async def _wait(self, seconds: float) -> None:
         await first_of(self._clock.sleep(seconds), self._came.wait())
