@@ -17,7 +17,7 @@ from molva.messaging.drivers._amqp_options import Names
 __all__ = ["rabbitmq"]
 
 # Body size to the number of messages a turn: some seconds' work of a client in pure Python.
-_NUMBERS: Final = {16: 6_000, 1_024: 6_000, 65_536: 600}
+_NUMBERS: Final = {16: 4_000, 1_024: 4_000, 65_536: 1_500}
 # As Molva receives: what is taken and settled at once.
 _BATCH: Final = 1_000
 

@@ -30,7 +30,7 @@ from molva.messaging import (
 )
 from molva.messaging.conformance import PATIENCE, bodies, eventually, take
 from molva.messaging.conformance.actors import starting
-from molva.messaging.drivers import _amqp_link, _amqp_topology
+from molva.messaging.drivers import _amqp_consumer, _amqp_link, _amqp_topology
 from molva.messaging.drivers._amqp_options import Names
 from tests.brokers import Server, make_certificates, private_rabbitmq
 from tests.brokers.ports import free_ports
@@ -429,12 +429,13 @@ async def test_what_nobody_here_fetches_another_gets(url: str) -> None:
 
 @pytest.mark.parametrize("discipline", ["fifo", "priority"])
 async def test_a_message_that_kills_its_workers_becomes_a_dead_letter(
-    url: str, discipline: str
+    url: str, discipline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_amqp_consumer, "_GRACE", 2)
     named = with_options(url, queue="q", discipline=discipline)
     async with await open_queue(named) as queue, starting() as start:
         await queue.send(Message(b"poison"))
-        for _ in range(5):
+        for _ in range(7):
             doomed = await (await start("hold", named)).ready()
             await eventually(lambda actor=doomed: actor.lines)  # type: ignore[misc]
             # Killed at once, it might leave the message and its copy, each to be counted.
@@ -449,6 +450,17 @@ async def test_a_message_that_kills_its_workers_becomes_a_dead_letter(
         [letter] = letters
         assert (letter.message.body, letter.attempts) == (b"poison", 5)
         assert "never settled" in letter.reason
+
+
+async def test_workers_that_are_killed_in_turn_bury_no_good_message(url: str) -> None:
+    named = with_options(url, queue="q")
+    async with await open_queue(named) as queue, starting() as start:
+        await queue.send_many([Message(b"%d" % n) for n in range(20)])
+        for _ in range(6):
+            doomed = await (await start("hold", named)).ready()
+            await eventually(lambda actor=doomed: len(actor.lines) == 20)  # type: ignore[misc]
+            await doomed.kill()
+        assert {d.attempt for d in await take(queue, 20)} == {1}
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.2, 0.75, 1.6])
@@ -487,7 +499,7 @@ async def test_a_token_from_before_a_cut_settles_nothing(own: Server) -> None:
         for delivery in late:
             with pytest.raises(LeaseLostError):
                 await delivery.ack()
-        assert {d.attempt for d in again} == {2}
+        assert {d.attempt for d in again} == {1}
         for delivery in again:
             await delivery.nack()
         assert len(await take(queue, 3)) == 3

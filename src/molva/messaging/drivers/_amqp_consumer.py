@@ -10,10 +10,11 @@ Holding. A delivery's number belongs to its channel: on another it would settle 
 The token carries the channel's epoch, and one of an older epoch reaches nobody.
 
 Settling. The server counts each return of a message, and does not tell a failure from a message
-that nobody looked at; nor can a message be changed. So a failed one goes back to its place and is
-counted there. One that nobody looked at is published anew, with the count that it has, and the
-original acknowledged when that is confirmed; likewise one that is to wait, and dead letters. A
-crash between the two leaves both, and never neither.
+that nobody looked at; nor can a message be changed. So a failed one goes back to its place, and
+we remember that it did; what the server counts besides are consumers that went away with it, and
+only many of those are the message's fault. One that nobody looked at is published anew, with the
+count that it has, and the original acknowledged when that is confirmed; likewise one that is to
+wait, and dead letters. A crash between the two leaves both, and never neither.
 """
 
 import asyncio
@@ -81,6 +82,13 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 0.5
 # How often what nobody fetched may go back to its place and be counted; then it goes behind.
 _MOST_RETURNS: Final = 2
+# How often a consumer may go away with a message before that is taken for the message's fault.
+# Fewer, and good ones become dead letters where workers are killed in turn: what is at the head
+# is in the hands of each. More, and one that kills takes as many workers along. With five attempts
+# it is twenty times, RabbitMQ 4's own limit.
+_GRACE: Final = 15
+# Messages of which we know how often we gave them back.
+_MOST_NACKED: Final = 10_000
 # Seconds in which closing gives back what is held.
 _GIVE_BACK: Final = 3.0
 
@@ -152,6 +160,8 @@ class AMQPConsumer:
         self._window = 0
         self._outstanding = 0
         self._subscribing = asyncio.Lock()
+        # How often we gave a message back as failed, to its place: the server counts that, too.
+        self._nacked: dict[bytes, int] = {}
         # Who waits, and since when nobody does.
         self._came = asyncio.Event()
         self._receivers = 0
@@ -210,7 +220,8 @@ class AMQPConsumer:
         for _ in range(min(limit, len(self._ready))):
             number = self._ready.popleft()
             one = held[number]
-            found.append(RawDelivery(one.message, one.attempt, (epoch, number), one.stored_at_us))
+            token = (epoch, number)
+            found.append(RawDelivery(one.message, self._attempt(one), token, one.stored_at_us))
         return found
 
     async def _gather(self, limit: int) -> None:
@@ -325,8 +336,11 @@ class AMQPConsumer:
         self._held[number] = one
         if delivered.redelivered and not self._counts:
             # Nobody has counted that a consumer went away with it; now we do.
-            again = Settlement((self._epoch, number), Action.NACK, attempt=one.attempt)
-            self._spawn(self.settle_batch([again]))
+            one.returns += 1
+            token = (self._epoch, number)
+            self._spawn(
+                self.settle_batch([Settlement(token, Action.RETURN, attempt=self._attempt(one))])
+            )
             return
         self._ready.append(number)
         self._came.set()
@@ -375,7 +389,7 @@ class AMQPConsumer:
         held = self._held
         often = {n for n in unseen if held[n].returns >= _MOST_RETURNS or not self._counts}
         returned = [
-            Settlement((self._epoch, n), Action.RETURN, attempt=held[n].attempt)
+            Settlement((self._epoch, n), Action.RETURN, attempt=self._attempt(held[n]))
             for n in unseen
             if n in often
         ]
@@ -411,9 +425,13 @@ class AMQPConsumer:
             outcomes.append(Outcome.SETTLED)
             problem = problems.get(place)
             number = _number_of(settlement.token)
+            id_ = self._held[number].message.id
             if settlement.action is Action.NACK and place not in problems:
                 requeued.append(number)
-            elif problem is None:
+                self._note_nack(id_)
+                continue
+            self._nacked.pop(id_, None)
+            if problem is None:
                 acked.append(number)
             elif isinstance(problem, RefusedError) and settlement.gives_back:
                 # A full queue has no room for a copy, but for the message that it has.
@@ -427,14 +445,24 @@ class AMQPConsumer:
             raise UnavailableError(str(failed)) from failed
         return outcomes
 
+    def _note_nack(self, id_: bytes) -> None:
+        self._nacked[id_] = self._nacked.pop(id_, 0) + 1
+        if len(self._nacked) > _MOST_NACKED:
+            del self._nacked[next(iter(self._nacked))]
+
     def _is_counted(self, settlement: Settlement) -> bool:
         """Whether going back to its place counts the attempt as it is to be counted."""
         return (
             self._counts
             and settlement.action is Action.NACK
             and settlement.delay <= 0
-            and settlement.attempt == self._held[_number_of(settlement.token)].attempt
+            and settlement.attempt == self._attempt(self._held[_number_of(settlement.token)])
         )
+
+    def _attempt(self, one: Received) -> int:
+        """Return which attempt a hand-over is, from 1."""
+        nacked = self._nacked.get(one.message.id, 0)
+        return one.attempts + 1 + nacked + max(0, one.returns - nacked - _GRACE)
 
     async def _stored(self, settlements: Sequence[Settlement]) -> list[Exception | None]:
         """Publish what comes again, and what becomes a dead letter."""
@@ -453,7 +481,10 @@ class AMQPConsumer:
                 )
                 parcels.append(Parcel(packed, "", self.names.dead))
                 continue
-            packed = pack(one.message, one.stored_at_us, settlement.next_attempt - 1)
+            # What is counted beyond the grace is among the attempts now.
+            returns = min(_GRACE, one.returns - self._nacked.get(one.message.id, 0))
+            attempts = settlement.next_attempt - 1
+            packed = pack(one.message, one.stored_at_us, attempts, max(0, returns))
             exchange, key = "", self.names.main
             if settlement.delay > 0:
                 exchange, key = await self.ladder.address_of(settlement.delay)
@@ -590,7 +621,7 @@ class AMQPConsumer:
                 await asyncio.sleep(0)
                 await self.settle_batch(
                     [
-                        Settlement((self._epoch, number), Action.RETURN, attempt=one.attempt)
+                        Settlement((self._epoch, number), Action.RETURN, attempt=self._attempt(one))
                         for number, one in self._held.items()
                     ]
                 )

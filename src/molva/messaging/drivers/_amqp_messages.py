@@ -2,10 +2,11 @@
 
 The body is the message's own. ``message_id`` is its id in hex and, behind a dot, a number that
 no other publishing of this process had: AMQP names a message that it returns by nothing else.
-Headers say the rest: ``molva-stored-us``; ``molva-attempts``, hand-overs before it was published
-this time; ``molva-key``; ``molva-meta``, a JSON object of headers and time to live. An envelope
-too large for AMQP's header, which has to fit into one frame, stands before the body as JSON, its
-length in the four bytes before it, and ``molva-inside`` says so.
+Headers say the rest: ``molva-stored-us``; ``molva-attempts``, failures before it was published this
+time, and ``molva-returns``, how often a consumer went away with it before; ``molva-key``;
+``molva-meta``, a JSON object of headers and time to live. An envelope too large for AMQP's header,
+which has to fit into one frame, stands before the body as JSON, its length in the four bytes before
+it, and ``molva-inside`` says so.
 
 A dead letter says besides why and when it died. What came to the dead letters without us, by a
 policy or another client, carries RabbitMQ's own ``x-death``.
@@ -38,6 +39,7 @@ __all__ = [
 
 _STORED: Final = "molva-stored-us"
 _ATTEMPTS: Final = "molva-attempts"
+_RETURNS: Final = "molva-returns"
 _KEY: Final = "molva-key"
 _META: Final = "molva-meta"
 _INSIDE: Final = "molva-inside"
@@ -78,22 +80,25 @@ class Received:
 
     Attributes:
         message: The message.
-        attempt: Which hand-over this is, from 1.
+        attempts: Failed attempts before, as far as its publisher knew.
         stored_at_us: When it was first published: microseconds, UTC.
         consumer: Which of this process's consumers it came to.
-        returns: How often the server got it back since it was last published.
+        returns: How often the server got it back, from whoever went away with it.
     """
 
     message: Message
-    attempt: int
+    attempts: int
     stored_at_us: int
     consumer: int
     returns: int
 
 
-def pack(message: Message, stored_at_us: int, attempts: int = 0) -> Packed:
-    """Return what to publish of a message that was handed over ``attempts`` times."""
-    return _packed(message, {_STORED: stored_at_us}, attempts)
+def pack(message: Message, stored_at_us: int, attempts: int = 0, returns: int = 0) -> Packed:
+    """Return what to publish of a message that failed so often, and was lost with its consumer."""
+    headers: dict[str, Any] = {_STORED: stored_at_us}
+    if returns:
+        headers[_RETURNS] = returns
+    return _packed(message, headers, attempts)
 
 
 def bury(
@@ -172,13 +177,13 @@ def received(delivered: DeliveredMessage, consumer: int) -> Received:
         ForeignMessageError: Somebody else has published it.
     """
     headers = _headers_of(delivered)
-    returns = _returns(headers)
+    before = headers.get(_RETURNS, 0)
     attempts = headers.get(_ATTEMPTS, 0)
     stored = headers.get(_STORED, 0)
-    if not isinstance(attempts, int) or not isinstance(stored, int):
-        raise ForeignMessageError(f"its {_ATTEMPTS} or {_STORED} is no number")
+    if not all(isinstance(number, int) for number in (attempts, stored, before)):
+        raise ForeignMessageError("its headers that begin with molva- are none of Molva's")
     message = _message_of(delivered, headers)
-    return Received(message, attempts + returns + 1, stored, consumer, returns)
+    return Received(message, attempts, stored, consumer, before + _returns(headers))
 
 
 def letter_of(delivered: DeliveredMessage, origin: str) -> DeadLetter:
