@@ -10,6 +10,7 @@ from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
 from benchmarks.queueing import queueing, queueing_limits
 from benchmarks.queues import queues
+from benchmarks.rabbitmq import rabbitmq
 from benchmarks.redis import redis
 from benchmarks.scaled import scaled
 from benchmarks.service import idle, minute, service
@@ -27,6 +28,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "ledger": ledger,
     "kafka": kafka,
     "ledgers": ledgers,
+    "rabbitmq": rabbitmq,
     "redis": redis,
     "slow": slow,
     "queueing": queueing,

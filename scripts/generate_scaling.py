@@ -20,6 +20,8 @@ _END: Final = "<!-- end -->\n"
 _PAIRS: Final = (
     ("kafka", "redis"),
     ("kafka", "postgresql"),
+    ("amqp", "redis"),
+    ("amqp", "postgresql"),
     ("redis", "redis"),
     ("redis", "postgresql"),
     ("sqlite", "postgresql"),
@@ -67,10 +69,15 @@ def _promises(
         "counted exactly once": "yes" if days is None else f"what comes again within {days:g} days",
         "survives, at best": ", ".join(f for f in ("kill", "power", "node") if f in common),
         "one item's ratings count in their order": _mark(topic.ordering == "per-key"),
-        "what waits is bounded": _BOUND[topic.capacity],
+        "what waits is bounded": _bound(topic),
         "totals at every `as_of`": _mark(counted.history),
         "on several machines": _mark(not _FILES & {broker, ledger}),
     }
+
+
+def _bound(topic: Capabilities) -> str:
+    # The service looks where the broker does not bound; it needs to be told what waits.
+    return "–" if topic.capacity == topic.stat == "none" else _BOUND[topic.capacity]
 
 
 def _mark(value: bool) -> str:

@@ -198,6 +198,12 @@ def postgresql_url(pytestconfig: pytest.Config) -> str:
     return pytestconfig.stash[_servers].url("postgresql")
 
 
+@pytest.fixture(scope="session")
+def rabbitmq_url(pytestconfig: pytest.Config) -> str:
+    """A RabbitMQ that the whole run shares: use names of your own in it."""
+    return pytestconfig.stash[_servers].url("rabbitmq")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tell which servers were used; in a worker of pytest-xdist, to whoever prints it."""
     config = session.config

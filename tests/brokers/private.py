@@ -19,7 +19,13 @@ from tests.brokers.ports import free_ports
 from tests.brokers.server import Server, ensure_local
 from tests.brokers.table import KINDS
 
-__all__ = ["private_kafka", "private_postgresql", "private_redis", "private_server"]
+__all__ = [
+    "private_kafka",
+    "private_postgresql",
+    "private_rabbitmq",
+    "private_redis",
+    "private_server",
+]
 
 
 @contextlib.contextmanager
@@ -104,4 +110,27 @@ def private_kafka(
     both together are SASL_SSL.
     """
     with private_server("kafka", settings, password=password, certificates=certificates) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def private_rabbitmq(
+    *,
+    password: str | None = None,
+    certificates: Certificates | None = None,
+    settings: dict[str, str | int] | None = None,
+    hurried: bool = False,
+) -> Iterator[Server]:
+    """Run a RabbitMQ; ``settings`` are lines of rabbitmq.conf, whose names have dots.
+
+    ``password`` is that of the user molva, where there otherwise is guest; ``certificates`` make
+    it speak TLS only. ``rabbitmq.rabbitmqctl(server.place, …)`` changes it while it runs.
+    """
+    with private_server(
+        "rabbitmq",
+        settings or {},
+        password=password,
+        certificates=certificates,
+        hurried=hurried,
+    ) as server:
         yield server

@@ -32,7 +32,7 @@ from molva.messaging.conformance import PATIENCE, bodies, eventually, take
 from molva.messaging.conformance.waiting import numbered
 from molva.messaging.drivers import memory
 from molva.messaging.url import BrokerURL
-from tests.brokers import Server, private_kafka, private_redis
+from tests.brokers import Server, private_kafka, private_rabbitmq, private_redis
 
 # Seconds for which a server is away here: longer than any receive waits by itself.
 AWAY = 7.0
@@ -378,6 +378,24 @@ async def test_run_goes_on_by_itself_when_redis_is_back(kind: str, how: str) -> 
         got = await ride_out(consumer, sender, server, how)
         assert len(got) == 51
         assert consumer.received.unavailable >= 1, "it was not away for long enough to matter"
+        assert await consumer.dead_letters() == []
+        await consumer.close()
+        await sender.close()
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+@pytest.mark.parametrize("kind", ["topic", "queue"])
+async def test_run_goes_on_by_itself_when_rabbitmq_is_back(kind: str, how: str) -> None:
+    with private_rabbitmq(hurried=True) as server:
+        consumer: Subscription | Queue
+        if kind == "topic":
+            url = with_options(server.url, topic="t", timeout="3")
+            sender: Any = await open_topic(url)
+            consumer = await open_subscription(f"{url}&subscription=s")
+        else:
+            sender = consumer = await open_queue(with_options(server.url, queue="q", timeout="3"))
+        got = await ride_out(consumer, sender, server, how)
+        assert len(got) == 51
         assert await consumer.dead_letters() == []
         await consumer.close()
         await sender.close()

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import aiormq
 import asyncpg
 import redis
 
@@ -61,6 +62,12 @@ def test_compose_accepts_the_file_with_postgresql_behind() -> None:
     ledger = "postgresql://molva@postgresql:5432/molva"
 
     assert ledger in compose_config(COMPOSE_PROFILES="postgresql", MOLVA_LEDGER=ledger)
+
+
+def test_compose_accepts_the_file_with_rabbitmq_in_front() -> None:
+    broker = "amqp://molva:molva@rabbitmq"
+
+    assert broker in compose_config(COMPOSE_PROFILES="redis,rabbitmq", MOLVA_BROKER=broker)
 
 
 def test_compose_runs_the_versions_that_scripts_brokers_runs_in_docker() -> None:
@@ -123,6 +130,14 @@ async def test_the_manual_names_the_postgresql_of_the_gate(postgresql_url: str) 
     await connection.close()
 
     assert version.startswith(manual_versions()["postgresql"] + ".")
+
+
+async def test_the_manual_names_the_rabbitmq_of_the_gate(rabbitmq_url: str) -> None:
+    only_in_the_gate("rabbitmq")
+    async with aiormq.connect(rabbitmq_url) as connection:
+        version = connection.server_properties["version"]
+
+    assert version == manual_versions()["rabbitmq"]
 
 
 def test_the_health_check_of_the_image_asks_the_port_that_molva_listens_on() -> None:

@@ -4,14 +4,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from molva.messaging import with_options
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_it_kills_two_processes_and_misses_no_rating(redis_url: str, tmp_path: Path) -> None:
-    # Broker and ledger in one server, which is the quickest.
-    broker = with_options(redis_url, lease="3", prefix=f"scaling-{tmp_path.name}")
+# In Redis with the ledger in the same server, which is the quickest.
+@pytest.mark.parametrize(("server", "options"), [("redis", {"lease": "3"}), ("rabbitmq", {})])
+def test_it_kills_two_processes_and_misses_no_rating(
+    server: str,
+    options: dict[str, str],
+    redis_url: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    url: str = request.getfixturevalue(f"{server}_url")
+    broker = with_options(url, prefix=f"scaling-{tmp_path.name.replace('[', '-')}", **options)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "examples.scaling_out", "--broker", broker),

@@ -68,6 +68,8 @@ Kind = Literal["topic", "queue"]
 
 # Scheme to (module, extra that brings its client library). The only global state here.
 _DRIVERS: Final[dict[str, tuple[str, str | None]]] = {
+    "amqp": ("molva.messaging.drivers.amqp", "rabbitmq"),
+    "amqps": ("molva.messaging.drivers.amqp", "rabbitmq"),
     "kafka": ("molva.messaging.drivers.kafka", "kafka"),
     "memory": ("molva.messaging.drivers.memory", None),
     "redis": ("molva.messaging.drivers.redis", "redis"),

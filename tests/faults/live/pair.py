@@ -9,6 +9,7 @@ kind, one of ``tests.brokers.table``.
 """
 
 import contextlib
+import functools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Final, Self, final
 
 from molva.messaging import with_options
+from molva.messaging.drivers._amqp_options import Names
+from molva.ratings.deployment import SUBSCRIPTION
 from tests.brokers import Server
 from tests.brokers.private import private_server
+from tests.brokers.rabbitmq import messages_in
 from tests.faults.live.evidence import Place
 
 __all__ = ["PAIRS", "Pair", "Pool", "Servers"]
@@ -37,6 +41,7 @@ _BROKERS: Final[Mapping[str, Mapping[str, str]]] = {
     "sqlite": {"lanes": "16"},
     "kafka": {"session": _PATIENCE, "grace": _PATIENCE, "lanes": "8"},
     "redis": {"lease": _PATIENCE},
+    "rabbitmq": {"timeout": _PATIENCE},
 }
 
 # The option that gives a run a ledger, or a catalog, of its own.
@@ -46,7 +51,7 @@ _LEDGERS: Final[Mapping[str, str]] = {"sqlite": "", "postgresql": "schema", "red
 @final
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A broker and a ledger, by their schemes."""
+    """A broker and a ledger, by their schemes; RabbitMQ by its name."""
 
     broker: str
     ledger: str
@@ -78,6 +83,10 @@ class Pair:
         ledger = url("ledger", servers.get("ledger"), _LEDGERS[self.ledger])
         # Many machines have no folder in common. Redis has no catalog, and files are the
         # defaults of whoever has one machine.
+        waiting = None
+        if self.broker == "rabbitmq":
+            queue = Names.of_subscription("molva", f"{name}_queue", SUBSCRIPTION).main
+            waiting = functools.partial(messages_in, servers["broker"].place, queue)
         shared = self.ledger == "postgresql" and self.broker != "sqlite"
         catalog = url("catalog", servers["ledger"] if shared else None, "schema")
         return Place(
@@ -87,6 +96,7 @@ class Pair:
             catalog=catalog,
             witness=folder / "witness.log",
             added=(f"window={_WINDOW}",) if self.ledger == "redis" else (),
+            waiting=waiting,
         )
 
 
@@ -95,6 +105,8 @@ PAIRS: Final = {
     for pair in (
         Pair("kafka", "redis"),
         Pair("kafka", "postgresql"),
+        Pair("rabbitmq", "redis"),
+        Pair("rabbitmq", "postgresql"),
         Pair("redis", "redis"),
         Pair("redis", "postgresql"),
         Pair("sqlite", "postgresql"),

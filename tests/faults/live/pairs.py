@@ -1,8 +1,8 @@
 """Runs of the service as it is scaled out: three HTTP processes, three workers, one pair.
 
 A short run has a schedule of its own, the one that scaling out is about: a worker and an
-HTTP process are killed half way, workers join and leave, and Kafka is restarted at a third
-and at a half. A long one draws its faults from a seed, as runs on files do, until so many
+HTTP process are killed half way, workers join and leave, and Kafka or RabbitMQ is restarted at a
+third and at a half. A long one draws its faults from a seed, as runs on files do, until so many
 processes were killed; its numbers stand under the pair's name in one file for all pairs.
 """
 
@@ -48,8 +48,8 @@ _ROUND: Final = 60.0
 def scaled_out(pair: Pair, *, seed: int) -> Config:
     """Return the run that every pair has to stand.
 
-    Half way is when half of the ratings were accepted: Kafka needs seconds to start, or many
-    on a busy machine.
+    Half way is when half of the ratings were accepted: Kafka and RabbitMQ need seconds to start,
+    or many on a busy machine.
     """
     half = _ENOUGH // 2
     schedule = [
@@ -60,7 +60,7 @@ def scaled_out(pair: Pair, *, seed: int) -> Config:
         # Whoever was told nothing asks again: without that, all outcomes may be known.
         Planned(0.0, "network", (), 1.0, "cut", 1, after=_ENOUGH * 2 // 3),
     ]
-    if pair.broker == "kafka":
+    if pair.broker in ("kafka", "rabbitmq"):
         schedule += [
             Planned(0.0, "broker", (), 0.0, "restart", after=_ENOUGH // 3),
             Planned(0.9, "broker", (), 0.0, "restart", after=half),

@@ -40,7 +40,9 @@ async def test_what_was_accepted_is_counted_once(name: str, pool: Pool, tmp_path
     assert report.vacuous == [], shown
     assert report.kills >= 2, shown
     assert report.faults["storm"] == 1, shown
-    assert report.faults.get("broker restart", 0) == 2 * name.startswith("kafka"), shown
+    assert report.faults.get("broker restart", 0) == 2 * name.startswith(("kafka", "rabbitmq")), (
+        shown
+    )
 
 
 # Whoever holds ratings at this moment is killed while what it needs cannot answer.

@@ -1,0 +1,175 @@
+"""Dead letters: looked at, sent back, removed.
+
+They lie in a queue, and a queue can only be consumed. So whoever looks takes them and gives them
+back: alone, since two who take at once each see half. Quorum queues know no exclusive consumers;
+the lock is another queue, which belongs to one connection for as long as it is there, and whoever
+finds it taken tries again. What was taken goes back to its place when its channel is closed, in
+order; given back by number it would come in any. A looker that dies does both by dying.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Collection
+from typing import Final
+
+from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelLockedResource
+
+from molva.messaging.driver import DeadLetter
+from molva.messaging.drivers._amqp_link import ANSWER, AMQPLink, translated
+from molva.messaging.drivers._amqp_messages import Packed, again, letter_of, pack
+from molva.messaging.drivers._amqp_options import Names
+from molva.messaging.drivers._amqp_sender import AMQPSender, Parcel
+from molva.messaging.drivers._amqp_topology import ready_in
+from molva.messaging.errors import UnavailableError
+
+__all__ = ["dead_letters_of", "move", "purge_dead", "replay_dead"]
+
+# Seconds before it is tried again whether somebody else is done looking, and in which it must be.
+_PAUSE: Final = 0.05
+_TURN: Final = 10.0
+# How many looks in a row must find nothing more. Fewer, and what comes back just then is missed.
+_QUIET: Final = 2
+# What AMQP lets a consumer hold at once.
+_MOST: Final = 65_535
+# Letters that are sent back, or compared with what was asked for, at once.
+_BATCH: Final = 500
+
+
+async def dead_letters_of(link: AMQPLink, names: Names, limit: int) -> list[DeadLetter]:
+    """Return up to ``limit`` dead letters, oldest first; at most the 65,535 oldest."""
+    async with _taken(link, names.dead, limit) as (_, letters):
+        # They go back when the channel closes, all of them at once.
+        return [letter_of(letter, names.origin) for letter in letters]
+
+
+async def replay_dead(
+    link: AMQPLink, sender: AMQPSender, names: Names, ids: Collection[bytes] | None, limit: int
+) -> int:
+    """Send dead letters back to where they waited; return how many."""
+    wanted = None if ids is None else set(ids)
+    number = 0
+    while number < limit and (wanted is None or wanted):
+        # Those that are not wanted go back to where they were, and come first the next time.
+        some = _MOST if wanted is not None else min(_BATCH, limit - number)
+        async with _taken(link, names.dead, some) as (channel, letters):
+            sent = await _sent_back(channel, sender, names, letters, wanted, limit - number)
+        number += sent
+        if not sent or wanted is not None:
+            break
+    return number
+
+
+async def _sent_back(
+    channel: Channel,
+    sender: AMQPSender,
+    names: Names,
+    letters: list[DeliveredMessage],
+    wanted: set[bytes] | None,
+    limit: int,
+) -> int:
+    chosen: list[tuple[DeliveredMessage, Packed]] = []
+    for delivered in letters:
+        letter = letter_of(delivered, names.origin)
+        if len(chosen) < limit and (wanted is None or letter.message.id in wanted):
+            chosen.append((delivered, pack(letter.message, letter.stored_at_us)))
+    results = await sender.publish([Parcel(packed, "", names.main) for _, packed in chosen])
+    # Stored first, then removed: at every moment it is in one of the two, at worst in both.
+    for (delivered, _), problem in zip(chosen, results, strict=True):
+        if problem is None:
+            await channel.basic_ack(delivered.delivery_tag or 0, wait=False)
+    await channel.basic_qos(prefetch_count=0)  # answered once the acks were read
+    for problem in results:
+        if problem is not None:
+            raise UnavailableError(f"dead letters were not sent back: {problem}") from problem
+    return len(chosen)
+
+
+async def move(link: AMQPLink, sender: AMQPSender, source: str, target: str) -> None:
+    """Move all that lies in a queue to another, as it is."""
+    while True:
+        channel = await link.channel()
+        with translated(link.address):
+            there = await ready_in(channel, source)
+            if not there:
+                return
+            await channel.close()
+        async with _taken(link, source, _BATCH) as (held, found):
+            parcels = [Parcel(again(delivered), "", target) for delivered in found]
+            results = await sender.publish(parcels)
+            for delivered, problem in zip(found, results, strict=True):
+                if problem is not None:
+                    raise UnavailableError(f"{source!r} was not moved: {problem}") from problem
+                await held.basic_ack(delivered.delivery_tag or 0, wait=False)
+            await held.basic_qos(prefetch_count=0)
+
+
+async def purge_dead(link: AMQPLink, names: Names) -> int:
+    """Remove all dead letters; return how many there were."""
+    channel = await link.channel()
+    with translated(link.address):
+        found = await channel.queue_purge(names.dead)
+        await channel.close()
+    return found.message_count or 0
+
+
+@contextlib.asynccontextmanager
+async def _taken(
+    link: AMQPLink, queue: str, limit: int
+) -> AsyncIterator[tuple[Channel, list[DeliveredMessage]]]:
+    """Take up to ``limit`` messages of a queue, oldest first, alone; what is left goes back."""
+    window = min(limit, _MOST)
+    async with _alone(link, queue) as channel:
+        found: list[DeliveredMessage] = []
+
+        async def take(message: DeliveredMessage) -> None:
+            found.append(message)
+
+        with translated(link.address):
+            async with asyncio.timeout(_TURN):
+                await channel.basic_qos(prefetch_count=window)
+                await channel.basic_consume(queue, take)
+                seen, quiet = -1, 0
+                # What is ready is on its way here, and what another looker has just given back
+                # is on its way to being ready.
+                while len(found) < window and quiet < _QUIET:
+                    there = len(found) + (await ready_in(channel, queue) or 0)
+                    quiet = quiet + 1 if there == seen == len(found) else 0
+                    seen = there
+                    await asyncio.sleep(_PAUSE)
+            # More comes as these are settled, and is nobody's business.
+            yield channel, found[:window]
+
+
+@contextlib.asynccontextmanager
+async def _alone(link: AMQPLink, queue: str) -> AsyncIterator[Channel]:
+    """Give a channel to whoever looks into a queue, one at a time."""
+    deadline = asyncio.get_running_loop().time() + _TURN
+    lock = f"{queue}.look"
+    async with link.looking:
+        while True:
+            channel = await link.channel()
+            with translated(link.address):
+                try:
+                    async with asyncio.timeout(ANSWER):
+                        await channel.queue_declare(lock, exclusive=True)
+                        taking = await link.channel()
+                    break
+                except ChannelLockedResource as taken:
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise UnavailableError(
+                            f"{link.address}: somebody else has looked into {queue!r} for "
+                            f"{_TURN:.0f} s; try again"
+                        ) from taken
+            await asyncio.sleep(_PAUSE)
+        try:
+            yield taking
+        finally:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(ANSWER):
+                    await taking.close()
+                    # Back before the lock is free, or the next one finds nothing.
+                    await asyncio.sleep(_PAUSE)
+                    await channel.queue_delete(lock)
+                    await channel.close()

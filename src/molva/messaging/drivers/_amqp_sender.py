@@ -1,0 +1,178 @@
+"""Publishes messages and waits until the server has said what became of each.
+
+A message is safe when it is persistent, went to a queue and was confirmed. The server confirms
+what goes to no queue at all, so every message is ``mandatory`` and comes back then. It confirms
+many at a time and in any order, so many are under way at once, on one channel: on several they
+would overtake each other. On one a message's confirmation is not waited for before the next is
+written, which in older versions of the client library needed several channels.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, final
+
+from aiormq.channel import Channel
+from aiormq.exceptions import DeliveryError, PublishError
+
+from molva.messaging.drivers._amqp_link import AMQPLink, translated
+from molva.messaging.drivers._amqp_messages import Packed
+from molva.messaging.drivers._amqp_options import AMQPAddress
+from molva.messaging.errors import MessageTooLargeError, UnavailableError
+
+__all__ = ["AMQPSender", "Parcel", "RefusedError", "ReturnedError"]
+
+# Messages, and bytes of bodies, that are under way at once. Fewer, and both sides wait for each
+# other; more, and a server that has stopped fills our memory.
+_MOST_MESSAGES: Final = 1_000
+_MOST_BYTES: Final = 8_000_000
+# What RabbitMQ says of its ``max_message_size``.
+_TOO_LARGE: Final = re.compile(r"larger than configured max size (\d+)")
+# Bytes a second that any network carries: what is larger is waited for longer.
+_SLOWEST_NETWORK: Final = 2_000_000
+
+
+class Parcel(NamedTuple):
+    """A message and where it is sent to."""
+
+    packed: Packed
+    exchange: str
+    routing_key: str
+
+
+class ReturnedError(Exception):
+    """No queue is bound where it was sent: it came back, and is stored nowhere."""
+
+
+class RefusedError(Exception):
+    """The server has refused it: the queue is full, or cannot store now."""
+
+
+@final
+class AMQPSender:
+    """Publishes over a connection of its own, which a full server holds up and no other."""
+
+    def __init__(self, address: AMQPAddress, *, timeout: float) -> None:
+        self.link: Final = AMQPLink(address, "sends")
+        self._timeout = timeout
+        self._channel: Channel | None = None
+        self._turn = asyncio.Lock()
+
+    async def publish(self, parcels: Sequence[Parcel]) -> list[Exception | None]:
+        """Publish in order; None for each that is stored, or why it is not.
+
+        Raises:
+            UnavailableError: The server cannot be reached, so that none is stored.
+            InvalidURLError: It does not let us.
+        """
+        results: list[Exception | None] = []
+        for part in _parts(parcels):
+            found = await self._publish(part)
+            limit = _limit_told(found)
+            if limit is not None:
+                found = await self._publish_smaller(part, found, limit)
+            results += found
+        return results
+
+    async def _publish_smaller(
+        self, parcels: Sequence[Parcel], found: list[Exception | None], limit: int
+    ) -> list[Exception | None]:
+        """Publish once more what a message that was too large has taken along."""
+        for place, parcel in enumerate(parcels):
+            size = len(parcel.packed.body)
+            if size > limit:
+                found[place] = MessageTooLargeError(size, limit)
+        rest = [
+            place
+            for place, problem in enumerate(found)
+            if problem is not None and not isinstance(problem, MessageTooLargeError)
+        ]
+        again = await self._publish([parcels[place] for place in rest]) if rest else []
+        for place, problem in zip(rest, again, strict=True):
+            found[place] = problem
+        return found
+
+    async def _publish(self, parcels: Sequence[Parcel]) -> list[Exception | None]:
+        channel = await self._opened()
+        size = sum(len(parcel.packed.body) for parcel in parcels)
+        publishing = [
+            asyncio.ensure_future(
+                channel.basic_publish(
+                    parcel.packed.body,
+                    exchange=parcel.exchange,
+                    routing_key=parcel.routing_key,
+                    properties=parcel.packed.properties,
+                    mandatory=True,
+                    # Waiting for the socket is for what fills it; it costs as much as the rest.
+                    wait=size > _MOST_BYTES // 8,
+                )
+            )
+            for parcel in parcels
+        ]
+        try:
+            await asyncio.wait(publishing, timeout=self._timeout + size / _SLOWEST_NETWORK)
+        finally:
+            late = [task for task in publishing if not task.done()]
+            for task in late:
+                task.cancel()
+        if late:
+            blocked = self.link.is_blocked()
+            # Whatever is confirmed from now on would be taken for what comes next.
+            await self.link.drop()
+            await asyncio.wait(late)
+            return [self._outcome(task, blocked=blocked) for task in publishing]
+        return [self._outcome(task) for task in publishing]
+
+    def _outcome(
+        self, publishing: "asyncio.Task[object]", *, blocked: bool = False
+    ) -> Exception | None:
+        if publishing.cancelled():
+            why = (
+                "takes no messages: its memory or disk is full, see rabbitmqctl status"
+                if blocked
+                else f"has not confirmed within {self._timeout:g} s"
+            )
+            return UnavailableError(f"{self.link.address} {why}")
+        error = publishing.exception()
+        if error is None:
+            return None
+        if isinstance(error, PublishError):
+            return ReturnedError(f"{self.link.address}: nobody takes {error.args[1]!r}")
+        if isinstance(error, DeliveryError):
+            return RefusedError(f"{self.link.address}: refused by the queue")
+        try:
+            with translated(self.link.address):
+                raise error
+        except Exception as told:  # noqa: BLE001 - it is the result
+            return told
+
+    async def _opened(self) -> Channel:
+        async with self._turn:
+            if self._channel is None or self._channel.is_closed:
+                self._channel = await self.link.channel(confirms=True)
+            return self._channel
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self.link.close()
+
+
+def _limit_told(results: Sequence[Exception | None]) -> int | None:
+    """Return how many bytes the server takes, where it closed the channel to tell."""
+    for problem in results:
+        told = _TOO_LARGE.search(str(problem)) if problem is not None else None
+        if told is not None:
+            return int(told[1])
+    return None
+
+
+def _parts(parcels: Sequence[Parcel]) -> Iterator[Sequence[Parcel]]:
+    """Cut what is sent into parts that are under way at once."""
+    start = size = 0
+    for place, parcel in enumerate(parcels):
+        size += len(parcel.packed.body)
+        if place > start and (size > _MOST_BYTES or place - start == _MOST_MESSAGES):
+            yield parcels[start:place]
+            start, size = place, len(parcel.packed.body)
+    if parcels:
+        yield parcels[start:]

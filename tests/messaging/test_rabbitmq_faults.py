@@ -1,0 +1,588 @@
+"""RabbitMQ servers that are wrong, full, gone, or come back; and what others do to our queues."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import aiormq
+import pytest
+from pamqp.commands import Basic
+
+from molva.messaging import (
+    DeadLetter,
+    Delivery,
+    IncompatibleBrokerError,
+    InvalidURLError,
+    LeaseLostError,
+    Message,
+    MessageTooLargeError,
+    Queue,
+    QueueFullError,
+    QueueNotFoundError,
+    SendManyError,
+    UnavailableError,
+    open_queue,
+    open_subscription,
+    open_topic,
+    with_options,
+)
+from molva.messaging.conformance import PATIENCE, bodies, eventually, take
+from molva.messaging.conformance.actors import starting
+from molva.messaging.drivers import _amqp_consumer, _amqp_link, _amqp_topology
+from molva.messaging.drivers._amqp_options import Names
+from tests.brokers import Server, make_certificates, private_rabbitmq
+from tests.brokers.ports import free_ports
+from tests.brokers.rabbitmq import rabbitmqctl
+from tests.faults.live.proxy import Proxy
+
+# Seconds within which whatever is wrong must be told.
+AT_ONCE = 5.0
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_amqp_topology, "NEW_QUEUE", 0.0)
+
+
+@pytest.fixture
+def url(rabbitmq_url: str) -> str:
+    return with_options(rabbitmq_url, prefix=f"test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    """A server of this file's own, whose users, memory and queues it changes."""
+    with private_rabbitmq(password="right-s3cret", hurried=True) as server:
+        yield server
+
+
+def own_url(server: Server) -> str:
+    return with_options(server.url, prefix=f"test-{secrets.token_hex(6)}", timeout="2")
+
+
+async def control(server: Server, *arguments: str) -> str:
+    return await asyncio.to_thread(rabbitmqctl, server.place, *arguments)
+
+
+def main_queue(url: str, queue: str = "q") -> str:
+    prefix = url.partition("prefix=")[2].partition("&")[0]
+    return Names.of_queue(prefix, queue).main
+
+
+async def refusal(url: str) -> Exception:
+    """Return the error by which opening is refused, which must not take long."""
+    async with asyncio.timeout(AT_ONCE):
+        with pytest.raises(Exception) as refused:  # noqa: PT011 - the caller looks at it
+            await open_queue(with_options(url, queue="q"))
+    return refused.value
+
+
+@pytest.fixture
+async def raw(rabbitmq_url: str) -> AsyncIterator[aiormq.abc.AbstractChannel]:
+    """A channel of somebody else's to the shared server."""
+    async with aiormq.connect(rabbitmq_url) as connection:
+        yield await connection.channel()
+
+
+# Opening --------------------------------------------------------------------------------------
+
+
+async def test_a_port_where_nobody_listens_is_named() -> None:
+    [port] = free_ports(1)
+    error = await refusal(f"amqp://127.0.0.1:{port}")
+    assert isinstance(error, UnavailableError)
+    assert f"127.0.0.1:{port}" in str(error)
+
+
+async def test_a_server_that_never_answers_is_given_up() -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    error = await refusal(f"amqp://127.0.0.1:{port}")
+    assert isinstance(error, UnavailableError)
+    assert "no answer in time" in str(error)
+    server.close()
+    await asyncio.sleep(0.05)  # for the server's side to notice
+
+
+async def test_a_server_of_something_else_is_told(redis_url: str) -> None:
+    error = await refusal(redis_url.replace("redis://", "amqp://").removesuffix("/0"))
+    assert isinstance(error, UnavailableError | IncompatibleBrokerError)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("amqp://", "no host"),
+        ("amqp://127.0.0.1:70000", "port is 1 to 65535"),
+        ("amqp://a:1,b:2", "no host of one server"),
+        ("amqp://127.0.0.1?ca=/x.pem", "write amqps://"),
+        ("amqp://127.0.0.1?prefix={x}", "letters, digits"),
+        ("amqp://127.0.0.1?prefix=amq.x", "not amq"),
+        ("amqp://127.0.0.1?timeout=0", "above 0"),
+        ("amqp://127.0.0.1?start=latest", "for a topic"),
+        ("amqp://127.0.0.1?prefx=x", r"did you mean 'prefix'\?"),
+        ("amqps://127.0.0.1?ca=/missing.pem", "missing.pem"),
+    ],
+)
+async def test_a_url_that_cannot_be_right_is_refused_before_anybody_is_asked(
+    url: str, problem: str
+) -> None:
+    with pytest.raises(InvalidURLError, match=problem):
+        await open_queue(with_options(url, queue="q"))
+
+
+async def test_a_wrong_password_says_where_the_right_one_belongs(
+    own: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = f"amqp://127.0.0.1:{own.port}"
+    for url in (bare, f"amqp://molva:wr0ng-s3cret@127.0.0.1:{own.port}"):
+        error = await refusal(url)
+        assert isinstance(error, InvalidURLError)
+        assert "MOLVA_AMQP_PASSWORD" in str(error)
+        assert "s3cret" not in f"{error} {error!r} {error.__cause__!r} {caplog.text}"
+
+    async with await open_queue(with_options(own.url, queue="q")) as queue:
+        assert "s3cret" not in repr(queue)
+    monkeypatch.setenv("MOLVA_AMQP_USERNAME", "molva")
+    monkeypatch.setenv("MOLVA_AMQP_PASSWORD", "right-s3cret")
+    async with await open_queue(with_options(bare, queue="q")) as queue:
+        await queue.send(Message(b"1"))
+
+
+async def test_a_vhost_that_is_missing_or_forbidden_is_named(own: Server) -> None:
+    await control(own, "add_vhost", "shop")
+    missing = await refusal(f"{own.url}/nowhere")
+    forbidden = await refusal(f"{own.url}/shop")
+
+    for error in (missing, forbidden):
+        assert isinstance(error, InvalidURLError)
+    assert "nowhere" in str(missing)
+    assert "shop" in str(forbidden)
+    await control(own, "set_permissions", "--vhost", "shop", "molva", ".*", ".*", ".*")
+    async with await open_queue(with_options(f"{own.url}/shop", queue="q")) as queue:
+        await queue.send(Message(b"1"))
+
+
+async def test_a_user_without_rights_is_told_so(own: Server) -> None:
+    await control(own, "add_user", "mute", "pw")
+    await control(own, "set_permissions", "mute", "", "", "")
+    error = await refusal(f"amqp://mute:pw@127.0.0.1:{own.port}")
+    assert isinstance(error, InvalidURLError)
+    assert "access to queue" in str(error)
+
+
+async def test_a_certificate_must_carry_the_hosts_name(tmp_path: Path) -> None:
+    right = make_certificates(tmp_path / "right")
+    wrong = make_certificates(tmp_path / "wrong", ("elsewhere.example",))
+    with private_rabbitmq(certificates=right, hurried=True) as server:
+        ca = {"ca": str(right.authority), "queue": "q"}
+        async with await open_queue(with_options(server.url, **ca)) as queue:
+            await queue.send(Message(b"1"))
+            [delivery] = await queue.receive()
+            await delivery.ack()
+        unknown = await refusal(server.url)
+        assert isinstance(unknown, InvalidURLError)
+        assert "certificate" in str(unknown)
+        plain = await refusal(server.url.replace("amqps://", "amqp://"))
+        assert isinstance(plain, UnavailableError | IncompatibleBrokerError)
+    with private_rabbitmq(certificates=wrong, hurried=True) as server:
+        error = await refusal(with_options(server.url, ca=str(wrong.authority)))
+        assert isinstance(error, InvalidURLError)
+        assert "certificate is refused" in str(error)
+
+
+async def test_a_server_that_is_too_old_is_told_from_which_version(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_amqp_link, "_OLDEST", (99, 0))
+    error = await refusal(url)
+    assert isinstance(error, IncompatibleBrokerError)
+    assert "99.0 or newer" in str(error)
+
+
+async def test_what_is_survived_depends_on_the_kind_of_queue(url: str) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        assert queue.capabilities.survives == {"kill", "power"}
+        assert queue.capabilities.disciplines == {"fifo"}
+    ranked = with_options(url, queue="ranked")
+    async with await open_queue(with_options(ranked, discipline="priority")) as queue:
+        assert queue.capabilities.survives == {"kill"}
+    async with await open_queue(ranked) as queue:
+        assert queue.capabilities.survives == {"kill"}  # it stays what it was made as
+
+
+# Queues that are otherwise --------------------------------------------------------------------
+
+
+async def test_a_queue_of_somebody_else_under_our_name_is_refused(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    await raw.queue_declare(main_queue(url), durable=True, arguments={"x-message-ttl": 1_000})
+    error = await refusal(url)
+    assert isinstance(error, IncompatibleBrokerError | InvalidURLError)
+    assert "'q'" in str(error)
+
+
+async def test_what_a_queue_was_made_with_cannot_change(url: str) -> None:
+    bounded = with_options(url, queue="bounded")
+    async with await open_queue(with_options(bounded, capacity="5")):
+        pass
+    async with await open_queue(bounded) as queue:
+        assert queue.capacity is None
+    with pytest.raises(InvalidURLError, match=r"capacity=6 is refused.*'bounded'"):
+        await open_queue(with_options(bounded, capacity="6"))
+    with pytest.raises(InvalidURLError, match="discipline=priority is refused"):
+        await open_queue(with_options(bounded, discipline="priority"))
+
+
+async def test_a_full_queue_refuses_and_takes_again_when_there_is_room(url: str) -> None:
+    async with await open_queue(with_options(url, queue="q", capacity="10")) as queue:
+        failures: list[Exception] = []
+        for _ in range(5):
+            try:
+                await queue.send_many([Message(b"%d" % n) for n in range(100)])
+            except SendManyError as error:
+                failures += error.failures.values()
+        assert {type(error) for error in failures} == {QueueFullError}
+        stored = queue.counters.stored
+        assert 10 <= stored <= 200
+        for delivery in await take(queue, stored):
+            await delivery.ack()
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    await queue.send(Message(b"again"))
+                    break
+                except QueueFullError:
+                    await asyncio.sleep(0.05)
+        assert bodies(await take(queue, 1)) == [b"again"]
+
+
+async def test_a_full_queue_loses_nothing_that_is_given_back(url: str) -> None:
+    async with await open_queue(with_options(url, queue="q", capacity="2")) as queue:
+        await queue.send_many([Message(b"1"), Message(b"2")])
+        [first] = await take(queue, 1)
+        await queue.send(Message(b"3"))
+        while True:
+            try:
+                await queue.send(Message(b"more"))
+            except QueueFullError:
+                break
+        await first.nack(delay=0.1)
+        async with asyncio.timeout(PATIENCE):
+            found: set[bytes] = set()
+            while b"1" not in found:
+                for delivery in await queue.receive(10):
+                    found.add(delivery.message.body)
+                    await delivery.ack()
+
+
+async def test_a_message_over_the_servers_own_limit_fails_alone() -> None:
+    settings: dict[str, str | int] = {"max_message_size": 2_000}
+    with private_rabbitmq(settings=settings, hurried=True) as server:
+        async with await open_queue(with_options(server.url, queue="q")) as queue:
+            with pytest.raises(SendManyError) as failed:
+                await queue.send_many([Message(b"a"), Message(bytes(5_000)), Message(b"b")])
+            assert list(failed.value.failures) == [1]
+            assert isinstance(failed.value.failures[1], MessageTooLargeError)
+            # The server closed the channel, and what it had stored before is sent once more.
+            found: set[bytes] = set()
+            async with asyncio.timeout(PATIENCE):
+                while found != {b"a", b"b"}:
+                    found.update(bodies(await queue.receive(10)))
+
+
+# What others do -------------------------------------------------------------------------------
+
+
+async def test_a_queue_that_was_deleted_is_made_anew_and_the_log_says_so(
+    url: str, raw: aiormq.abc.AbstractChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        waiting = asyncio.create_task(queue.receive(wait=PATIENCE))
+        await asyncio.sleep(0.3)
+        await raw.queue_delete(main_queue(url))
+        await asyncio.sleep(0.3)
+        await queue.send(Message(b"1"))
+        async with asyncio.timeout(PATIENCE):
+            assert bodies(await waiting) == [b"1"]
+        assert any("had been removed" in line for line in caplog.messages)
+
+
+async def test_a_queue_that_was_deleted_stays_so_where_none_may_be_made(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    await (await open_queue(with_options(url, queue="q"))).close()
+    async with await open_queue(with_options(url, queue="q", create="never")) as queue:
+        await raw.queue_delete(main_queue(url))
+        with pytest.raises(QueueNotFoundError, match="create=never"):
+            await queue.send(Message(b"1"))
+        with pytest.raises(QueueNotFoundError, match="create=never"):
+            await queue.receive(wait=1.0)
+
+
+async def test_somebody_elses_message_becomes_a_dead_letter_that_says_so(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await raw.basic_publish(
+            b"hello", routing_key=main_queue(url), properties=Basic.Properties(message_id="hello")
+        )
+        await raw.basic_publish(
+            b"odd",
+            routing_key=main_queue(url),
+            properties=Basic.Properties(message_id="7", headers={"molva-attempts": "many"}),
+        )
+        await queue.send(Message(b"ours"))
+
+        assert bodies(await take(queue, 1)) == [b"ours"]
+
+        letters: list[DeadLetter] = []
+        async with asyncio.timeout(PATIENCE):
+            while len(letters) < 2:
+                letters = await queue.dead_letters()
+        assert sorted(letter.message.body for letter in letters) == [b"hello", b"odd"]
+        assert all("molva" in letter.reason.lower() for letter in letters)
+
+
+async def test_what_another_client_gives_up_is_a_dead_letter_with_the_servers_reason(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        message = Message(b"1", key="k", headers={"n": "1"})
+        await queue.send(message)
+        got = await raw.basic_get(main_queue(url))
+        await raw.basic_reject(got.delivery_tag or 0, requeue=False)
+        letters: list[DeadLetter] = []
+        async with asyncio.timeout(PATIENCE):
+            while not letters:
+                letters = await queue.dead_letters()
+        [letter] = letters
+        assert letter.message == message
+        assert letter.reason == "RabbitMQ gave it up: rejected"
+        assert await queue.replay() == 1
+        [again] = await take(queue, 1)
+        assert (again.message, again.attempt) == (message, 1)
+
+
+async def test_two_who_look_at_dead_letters_at_once_both_see_all(url: str) -> None:
+    one, two = [await open_queue(with_options(url, queue="q")) for _ in range(2)]
+    await one.send_many([Message(b"%d" % n) for n in range(50)])
+    for delivery in await take(one, 50):
+        await delivery.reject("bad")
+
+    found = await asyncio.gather(*(queue.dead_letters() for queue in (one, two, one, two)))
+
+    expected = [b"%d" % n for n in range(50)]
+    assert [[letter.message.body for letter in letters] for letters in found] == [expected] * 4
+    await one.close()
+    await two.close()
+
+
+# What is kept, counted, given back --------------------------------------------------------------
+
+
+async def test_what_is_sent_before_anybody_subscribed_waits_for_the_first(url: str) -> None:
+    async with await open_topic(with_options(url, topic="t")) as topic:
+        await topic.send_many([Message(b"%d" % n) for n in range(700)])
+        subscription = with_options(url, topic="t", subscription="s")
+        async with await open_subscription(subscription) as first:
+            await topic.send(Message(b"700"))
+            found = bodies(await take(first, 701))
+            assert found == [b"%d" % n for n in range(701)]
+            async with await open_subscription(
+                with_options(url, topic="t", subscription="later")
+            ) as later:
+                assert await later.receive(10, wait=0.3) == []
+
+
+async def test_giving_back_counts_nothing_however_often(url: str) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send(Message(b"1"))
+    for _ in range(8):
+        async with await open_queue(with_options(url, queue="q")) as queue:
+            [delivery] = await take(queue, 1)
+            assert delivery.attempt == 1
+
+
+async def test_what_nobody_here_fetches_another_gets(url: str) -> None:
+    one, two = [await open_queue(with_options(url, queue="q")) for _ in range(2)]
+    await one.send_many([Message(b"%d" % n) for n in range(300)])
+    # Comes back at once, again and again: it is sent ahead.
+    for _ in range(20):
+        for delivery in await one.receive(5):
+            await delivery.ack()
+    await eventually(lambda: one._driver._ready)  # type: ignore[attr-defined]
+
+    rest = await take(two, 200)
+
+    assert sorted(int(delivery.message.body) for delivery in rest) == list(range(100, 300))
+    await one.close()
+    await two.close()
+
+
+@pytest.mark.parametrize("discipline", ["fifo", "priority"])
+async def test_a_message_that_kills_its_workers_becomes_a_dead_letter(
+    url: str, discipline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_amqp_consumer, "_GRACE", 2)
+    named = with_options(url, queue="q", discipline=discipline)
+    async with await open_queue(named) as queue, starting() as start:
+        await queue.send(Message(b"poison"))
+        for _ in range(7):
+            doomed = await (await start("hold", named)).ready()
+            await eventually(lambda actor=doomed: actor.lines)  # type: ignore[misc]
+            # Killed at once, it might leave the message and its copy, each to be counted.
+            await asyncio.sleep(0.3)
+            await doomed.kill()
+
+        letters: list[DeadLetter] = []
+        async with asyncio.timeout(PATIENCE):
+            while not letters:
+                assert await queue.receive(wait=0.2) == []
+                letters = await queue.dead_letters()
+        [letter] = letters
+        assert (letter.message.body, letter.attempts) == (b"poison", 5)
+        assert "never settled" in letter.reason
+
+
+async def test_workers_that_are_killed_in_turn_bury_no_good_message(url: str) -> None:
+    named = with_options(url, queue="q")
+    async with await open_queue(named) as queue, starting() as start:
+        await queue.send_many([Message(b"%d" % n) for n in range(20)])
+        for _ in range(6):
+            doomed = await (await start("hold", named)).ready()
+            await eventually(lambda actor=doomed: len(actor.lines) == 20)  # type: ignore[misc]
+            await doomed.kill()
+        assert {d.attempt for d in await take(queue, 20)} == {1}
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.2, 0.75, 1.6])
+async def test_a_delay_is_never_cut_short_and_hardly_too_long(url: str, delay: float) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send(Message(b"warm", delay=delay))  # makes the ladder
+        await take(queue, 1)
+        began = time.monotonic()
+        await queue.send(Message(b"1", delay=delay))
+        await take(queue, 1)
+        took = time.monotonic() - began
+        assert delay <= took < delay + 1.0
+
+
+async def test_priorities_are_kept_by_what_comes_again(url: str) -> None:
+    named = with_options(url, queue="q", discipline="priority")
+    async with await open_queue(named) as queue:
+        await queue.send_many([Message(b"low"), Message(b"high", priority=9)])
+        [high] = await take(queue, 1)
+        await high.nack(delay=0.1)
+        await asyncio.sleep(0.5)
+        assert bodies(await take(queue, 2)) == [b"high", b"low"]
+
+
+# Going away -------------------------------------------------------------------------------------
+
+
+async def test_a_token_from_before_a_cut_settles_nothing(own: Server) -> None:
+    url = with_options(own_url(own), queue="q")
+    async with await open_queue(url) as queue:
+        await queue.send_many([Message(b"%d" % n) for n in range(3)])
+        late = await take(queue, 3)
+        await control(own, "close_all_connections", "a test")
+        again = await take(queue, 3)
+        # The numbers are the same on the new channel, and are others' messages there.
+        for delivery in late:
+            with pytest.raises(LeaseLostError):
+                await delivery.ack()
+        assert {d.attempt for d in again} == {1}
+        for delivery in again:
+            await delivery.nack()
+        assert len(await take(queue, 3)) == 3
+
+
+async def test_connections_that_break_in_the_middle_come_back(rabbitmq_url: str) -> None:
+    port = int(rabbitmq_url.rpartition(":")[2])
+    proxy = Proxy(port, seed=1)
+    await proxy.start()
+    url = with_options(
+        f"amqp://127.0.0.1:{proxy.port}",
+        prefix=f"test-{secrets.token_hex(6)}",
+        timeout="3",
+        queue="q",
+    )
+    got: set[bytes] = set()
+    async with await open_queue(url) as queue:
+
+        async def handle(delivery: Delivery) -> None:
+            got.add(delivery.message.body)
+
+        running = asyncio.create_task(queue.run(handle, concurrency=4))
+        for number in range(200):
+            if number % 50 == 25:
+                proxy.reset()
+            await send_surely(queue, Message(b"%d" % number))
+        async with asyncio.timeout(PATIENCE):
+            while len(got) < 200:
+                await asyncio.sleep(0.02)
+        queue.stop()
+        await running
+    await proxy.close()
+
+
+async def send_surely(queue: Queue, message: Message) -> None:
+    while True:
+        try:
+            await queue.send(message)
+            return
+        except UnavailableError:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_full_memory_refuses_what_is_sent_in_time_and_lets_consumers_go_on(
+    own: Server,
+) -> None:
+    async with await open_queue(with_options(own_url(own), queue="q")) as queue:
+        await queue.send_many([Message(b"%d" % n) for n in range(20)])
+        await control(own, "set_vm_memory_high_watermark", "0.00001")
+        try:
+            async with asyncio.timeout(15.0):
+                refused = ""
+                while not refused:  # the first after the alarm is still taken
+                    try:
+                        await queue.send(Message(b"more"))
+                    except UnavailableError as error:
+                        refused = str(error)
+            assert "memory or disk is full" in refused
+            async with asyncio.timeout(AT_ONCE):
+                held = await take(queue, 20)
+                for delivery in held:
+                    await delivery.ack()
+        finally:
+            await control(own, "set_vm_memory_high_watermark", "0.4")
+        async with asyncio.timeout(PATIENCE):
+            await send_surely(queue, Message(b"again"))
+            found: list[bytes] = []
+            while b"again" not in found:
+                found += bodies(await queue.receive(10))
+
+
+async def test_a_server_that_hangs_fails_sends_in_time(own: Server) -> None:
+    async with await open_queue(with_options(own_url(own), queue="q")) as queue:
+        await queue.send(Message(b"1"))
+        own.pause()
+        try:
+            async with asyncio.timeout(2.0 + AT_ONCE):
+                with pytest.raises(UnavailableError, match="not confirmed within 2 s"):
+                    await queue.send(Message(b"2"))
+        finally:
+            own.resume()
+        async with asyncio.timeout(PATIENCE):
+            await send_surely(queue, Message(b"3"))
+            found: list[bytes] = []
+            while not {b"1", b"3"} <= set(found):
+                found += bodies(await queue.receive(10))
