@@ -1,7 +1,7 @@
-"""Real servers for tests and for trying: Kafka, Redis and PostgreSQL, on loopback.
+"""Real servers for tests and for trying: Kafka, NATS, PostgreSQL and Redis, on loopback.
 
 ``scripts/brokers`` is the command line of this package. Tests take a session's server from
-the fixtures ``kafka_url``, ``redis_url`` and ``postgresql_url``, and one of their own, to be
+the fixtures ``kafka_url``, ``redis_url`` and the like, and one of their own, to be
 killed and paused, from here::
 
     with private_redis(appendfsync="everysec") as server:
@@ -17,7 +17,12 @@ A kind of server is one file here and one row of ``table.KINDS``.
 
 from tests.brokers.certificates import Certificates, make_certificates
 from tests.brokers.errors import BrokersError, MissingServerError, ServerFailedError
-from tests.brokers.private import private_kafka, private_postgresql, private_redis
+from tests.brokers.private import (
+    private_kafka,
+    private_nats,
+    private_postgresql,
+    private_redis,
+)
 from tests.brokers.server import Server
 
 __all__ = [
@@ -28,6 +33,7 @@ __all__ = [
     "ServerFailedError",
     "make_certificates",
     "private_kafka",
+    "private_nats",
     "private_postgresql",
     "private_redis",
 ]

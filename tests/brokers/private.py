@@ -19,7 +19,13 @@ from tests.brokers.ports import free_ports
 from tests.brokers.server import Server, ensure_local
 from tests.brokers.table import KINDS
 
-__all__ = ["private_kafka", "private_postgresql", "private_redis", "private_server"]
+__all__ = [
+    "private_kafka",
+    "private_nats",
+    "private_postgresql",
+    "private_redis",
+    "private_server",
+]
 
 
 @contextlib.contextmanager
@@ -104,4 +110,20 @@ def private_kafka(
     both together are SASL_SSL.
     """
     with private_server("kafka", settings, password=password, certificates=certificates) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def private_nats(
+    *,
+    password: str | None = None,
+    certificates: Certificates | None = None,
+    **settings: str | int,
+) -> Iterator[Server]:
+    """Run a NATS with JetStream; ``settings`` are the server's: ``sync_interval="2m"``.
+
+    ``jetstream="off"`` leaves core NATS. ``password`` is that of the user molva;
+    ``certificates`` make it take connections by TLS only.
+    """
+    with private_server("nats", settings, password=password, certificates=certificates) as server:
         yield server

@@ -4,9 +4,12 @@ from typing import Final
 
 from tests.brokers.kafka import Kafka
 from tests.brokers.kind import Kind
+from tests.brokers.nats import Nats
 from tests.brokers.postgresql import PostgreSQL
 from tests.brokers.redis import Redis
 
 __all__ = ["KINDS"]
 
-KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (Kafka(), Redis(), PostgreSQL())}
+KINDS: Final[dict[str, Kind]] = {
+    kind.name: kind for kind in (Kafka(), Redis(), PostgreSQL(), Nats())
+}
