@@ -8,6 +8,7 @@ from benchmarks.kafka import kafka
 from benchmarks.ledger import ledger
 from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
+from benchmarks.nats import nats
 from benchmarks.queueing import queueing, queueing_limits
 from benchmarks.queues import queues
 from benchmarks.redis import redis
@@ -26,6 +27,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "kafka": kafka,
     "ledgers": ledgers,
     "redis": redis,
+    "nats": nats,
     "slow": slow,
     "queueing": queueing,
     "queueing-limits": queueing_limits,

@@ -22,6 +22,8 @@ _PAIRS: Final = (
     ("kafka", "postgresql"),
     ("redis", "redis"),
     ("redis", "postgresql"),
+    ("nats", "redis"),
+    ("nats", "postgresql"),
     ("sqlite", "postgresql"),
     ("sqlite", "sqlite"),
 )

@@ -1,4 +1,4 @@
-"""NATS with JetStream, set up to keep what it confirmed: every write is synced before its answer."""
+"""NATS with JetStream, set up to keep what it confirmed: it syncs every write before that."""
 
 import fcntl
 import json
@@ -34,7 +34,8 @@ _FIRST_THAT_SYNCS = (2, 10)
 # What a setting jetstream="off" leaves is core NATS.
 _SWITCH = "jetstream"
 
-_CONFIGURATION = "jetstream { store_dir: /data, sync_interval: always }\nhttp: 127.0.0.1:8222\n"  # of a container
+# Of a container.
+_CONFIGURATION = "jetstream { store_dir: /data, sync_interval: always }\nhttp: 127.0.0.1:8222\n"
 
 
 @final
@@ -108,8 +109,12 @@ class Nats(Kind):
                 # A test may want a certificate with another name: that is no failed start.
                 trust.check_hostname = False
                 connection = trust.wrap_socket(connection)
-            who = {"user": unquote(parts.username or ""), "pass": unquote(parts.password or "")}
-            options = {"verbose": False, "pedantic": False, **(who if parts.username else {})}
+            options: dict[str, object] = {"verbose": False, "pedantic": False}
+            if parts.username:
+                options["user"] = unquote(parts.username)
+                options["pass"] = unquote(parts.password or "")
+            elif token := os.environ.get("MOLVA_NATS_TOKEN"):
+                options["auth_token"] = token
             connection.sendall(b"CONNECT %b\r\nPING\r\n" % json.dumps(options).encode())
             answer = _line(connection)
             if answer != b"PONG":

@@ -1,17 +1,24 @@
 """The example of scaling out does what its page says."""
 
+import secrets
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from molva.messaging import with_options
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_it_kills_two_processes_and_misses_no_rating(redis_url: str, tmp_path: Path) -> None:
-    # Broker and ledger in one server, which is the quickest.
-    broker = with_options(redis_url, lease="3", prefix=f"scaling-{tmp_path.name}")
+# Broker and ledger in one server, which is the quickest; and what has a server of its own.
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_it_kills_two_processes_and_misses_no_rating(
+    kind: str, redis_url: str, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue(f"{kind}_url")
+    broker = with_options(server, lease="3", prefix=f"scaling-{secrets.token_hex(4)}")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "examples.scaling_out", "--broker", broker),

@@ -37,6 +37,7 @@ _BROKERS: Final[Mapping[str, Mapping[str, str]]] = {
     "sqlite": {"lanes": "16"},
     "kafka": {"session": _PATIENCE, "grace": _PATIENCE, "lanes": "8"},
     "redis": {"lease": _PATIENCE},
+    "nats": {"lease": _PATIENCE},
 }
 
 # The option that gives a run a ledger, or a catalog, of its own.
@@ -97,6 +98,8 @@ PAIRS: Final = {
         Pair("kafka", "postgresql"),
         Pair("redis", "redis"),
         Pair("redis", "postgresql"),
+        Pair("nats", "redis"),
+        Pair("nats", "postgresql"),
         Pair("sqlite", "postgresql"),
     )
 }
