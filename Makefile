@@ -24,7 +24,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests benchmarks
-	$(BIN)/mypy -p examples.scaling_out
+	$(BIN)/mypy -p examples.scaling_out -p examples.adder
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev.stamp

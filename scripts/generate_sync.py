@@ -16,10 +16,11 @@ import textwrap
 from pathlib import Path
 from typing import Final
 
-from molva.messaging import delivery, queue, subscription, topic
+from molva.messaging import delivery, queue, requester, responder, subscription, topic
 from molva.messaging._opened import Opened
 from molva.messaging._receiving import _WAIT, Receiving
 from molva.messaging._sending import Sending
+from molva.messaging.requester import _MAX_PENDING
 
 TARGET: Final = Path(__file__).parent.parent / "src" / "molva" / "messaging" / "sync.py"
 
@@ -64,9 +65,13 @@ from molva.messaging.message import Message
 __all__ = [
     "Delivery",
     "Queue",
+    "Requester",
+    "Responder",
     "Subscription",
     "Topic",
     "open_queue",
+    "open_requester",
+    "open_responder",
     "open_subscription",
     "open_topic",
 ]
@@ -83,9 +88,10 @@ _BODIES: Final = {
         return [given[id(one)] for one in lost]""",
     "run": """executor = ThreadPoolExecutor(concurrency, thread_name_prefix="molva-handler")
 
-        async def handle(delivery: _async.Delivery) -> None:
+        async def handle(delivery: _async.Delivery) -> {result}:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(executor, handler, Delivery(delivery, self._portal))
+            one = Delivery(delivery, self._portal)
+            {hand_back}await loop.run_in_executor(executor, handler, one)
 
         handle.__qualname__ = getattr(handler, "__qualname__", type(handler).__qualname__)
         try:
@@ -121,6 +127,11 @@ _COMMON: Final = """
         return repr(self._of)
 """
 
+_STOPPING: Final = """
+    async def _stop(self, timeout: float | None) -> None:
+        self._of.stop(timeout=timeout)
+"""
+
 _ITERATING: Final = '''
     def __iter__(self) -> Iterator[Delivery]:
         """Yield deliveries one after the other, until ``stop`` or ``close``.
@@ -137,9 +148,6 @@ _ITERATING: Final = '''
                 yield Delivery(found, self._portal)
         finally:
             self._portal.call(_close(deliveries))
-
-    async def _stop(self, timeout: float | None) -> None:
-        self._of.stop(timeout=timeout)
 '''
 
 _DELIVERY_INIT: Final = """
@@ -180,10 +188,12 @@ async def _leave(kept: contextlib.AbstractAsyncContextManager[None]) -> None:
 def source() -> str:
     """Return the text of sync.py."""
     parts = [_HEAD]
-    for module, name in ((topic, "topic"), (subscription, "subscription"), (queue, "queue")):
+    for module in (topic, subscription, queue, requester, responder):
+        name = module.__name__.rpartition(".")[2]
         parts.append(_opener(module, f"open_{name}", name.title()))
     parts.append(_delivery())
-    for kind in (topic.Topic, subscription.Subscription, queue.Queue):
+    kinds = topic.Topic, subscription.Subscription, queue.Queue
+    for kind in (*kinds, requester.Requester, responder.Responder):
         parts.append(_class(kind))
     parts.append(_TAIL)
     return _formatted("\n\n".join(parts))
@@ -193,7 +203,7 @@ def _opener(module: object, name: str, kind: str) -> str:
     node = _node(getattr(module, name))
     arguments = _passed(node)
     return (
-        f'def {name}({ast.unparse(node.args)}) -> "{kind}":\n'
+        f'def {name}({_signature(node)}) -> "{kind}":\n'
         f"{_doc(node, 4)}"
         f"    found = portal()\n"
         f"    return {kind}(found.call(_async.{name}({arguments})), found)\n"
@@ -216,6 +226,8 @@ def _class(kind: type) -> str:
     text += _counters(kind)
     if issubclass(kind, Receiving):
         text += _ITERATING
+    if hasattr(kind, "stop"):
+        text += _STOPPING
     return text
 
 
@@ -224,6 +236,8 @@ def _counters(kind: type) -> str:
     for owner, name, counters in (
         (Sending, "counters", "SendCounters"),
         (Receiving, "received", "ReceiveCounters"),
+        (requester.Requester, "counters", "AskCounters"),
+        (responder.Responder, "counters", "AnswerCounters"),
     ):
         if issubclass(kind, owner):
             text += (
@@ -262,19 +276,18 @@ def _property(name: str, member: property) -> str:
 def _method(name: str, member: object) -> str:
     node = _node(member)
     assert node.returns is not None
-    signature = ast.unparse(node.args)
+    signature = _signature(node)
     returns = ast.unparse(node.returns)
-    signature = signature.replace("_WAIT", str(_WAIT))
+    result = "Message" if "Awaitable[Message]" in signature else "None"
     if name == "run":
-        signature = signature.replace(
-            "Callable[[Delivery], Awaitable[object]]", "Callable[[Delivery], object]"
-        )
+        signature = re.sub(r"Awaitable\[(\w+)\]", r"\1", signature)
     body = _BODIES.get(name)
     if body is None or (name == "extend" and "deliveries" not in signature):
         call = f"self._portal.call(self._of.{name}({_passed(node)}))"
         body = call if returns == "None" else f"return {call}"
     else:
-        body = body.format(arguments=_passed(node))
+        hand_back = "" if result == "None" else "return "
+        body = body.format(arguments=_passed(node), result=result, hand_back=hand_back)
     decorator = ""
     if "contextlib.asynccontextmanager" in map(ast.unparse, node.decorator_list):
         decorator, returns = "    @contextlib.contextmanager\n", "Iterator[None]"
@@ -294,6 +307,12 @@ def _node(member: object) -> ast.FunctionDef | ast.AsyncFunctionDef:
     if isinstance(node.returns, ast.Constant) and isinstance(node.returns.value, str):
         node.returns = ast.parse(node.returns.value, mode="eval").body
     return node
+
+
+def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Return the parameters, with the values of what is private in the source."""
+    text = ast.unparse(node.args).replace("_WAIT", str(_WAIT))
+    return text.replace("_MAX_PENDING", str(_MAX_PENDING))
 
 
 def _passed(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:

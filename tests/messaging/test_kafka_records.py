@@ -197,6 +197,8 @@ def test_a_group_tells_its_subscription(topic: str, subscription: str) -> None:
         ("kafka://h?topic=t&sasl=kerberos", "plain"),
         ("kafka://h?topic=t&lanes=63", "1 to 62"),
         ("kafka://h?topic=t&session=0.5", "1 second"),
+        ("kafka://h?topic=t&fetch_wait=2", "0 to 1 second"),
+        ("kafka://h?topic=t&fetch_wait=soon", "0 to 1 second"),
         ("kafka://h?topic=t&leese=1", "unknown option 'leese'"),
     ],
 )

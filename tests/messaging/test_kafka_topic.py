@@ -27,6 +27,7 @@ from molva.messaging import (
     Message,
     MessageTooLargeError,
     SendManyError,
+    Subscription,
     TopicNotFoundError,
     UnsupportedFeatureError,
     open_queue,
@@ -373,6 +374,30 @@ async def test_a_loop_that_stands_still_is_not_flooded(
     for delivery in got:
         order[delivery.message.key].append(int(delivery.message.body))
     assert order == {str(k): list(range(k, len(sent), 8)) for k in range(8)}
+
+
+async def test_brokers_collect_for_as_long_as_they_are_told(h: KafkaHarness) -> None:
+    topic = await h.topic()
+    at_once, patient = await h.subscription("a"), await h.subscription("b", fetch_wait=0.5)
+
+    async def first_of(subscription: Subscription) -> tuple[float, int]:
+        found = await subscription.receive(100, wait=5.0)
+        came = time.monotonic()
+        for delivery in found:
+            await delivery.ack()
+        return came, len(found)
+
+    sooner, later = asyncio.create_task(first_of(at_once)), asyncio.create_task(first_of(patient))
+    for n in range(5):
+        await topic.send(Message(b"%d" % n, key="k"))
+        await asyncio.sleep(0.02)
+
+    assert (await sooner)[1] < 5
+    assert (await later)[1] == 5
+    # What is plenty does not wait.
+    began = time.monotonic()
+    await topic.send_many([Message(bytes(1_000), key="k")] * 200)
+    assert (await first_of(patient))[0] - began < 0.4
 
 
 async def test_lanes_begin_at_once_while_more_than_there_is_room_for_waits(

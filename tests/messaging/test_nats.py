@@ -16,7 +16,9 @@ from molva.messaging.url import Kind
 
 
 class NATSHarness(Harness):
-    lease = 1.0
+    # Long enough to acknowledge what a publisher stored, one by one, on a busy machine: each is
+    # a sync.
+    lease = 1.5
     moment = 0.5
     quiet = 0.15
     # Deleting is seen to by who consumes; here more often than in earnest, to wait for less.

@@ -490,6 +490,8 @@ async def test_a_wiped_server_is_an_empty_topic(caplog: pytest.LogCaptureFixture
 class OwnNATSHarness(NATSHarness):
     """A NATS of its own, which can be killed and cut off."""
 
+    lease = 3.0
+
     def __init__(self, server: Server) -> None:
         super().__init__(server.url)
         self._server = server

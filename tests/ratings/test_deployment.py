@@ -3,8 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qsl
 
+import pytest
+
+from molva._base.clock import Clock
 from molva.messaging import Message
+from molva.ratings import deployment
 from molva.ratings.deployment import Deployment
 
 
@@ -57,3 +62,26 @@ asyncio.run(main())
     )
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("broker", "asked"),
+    [
+        ("kafka://127.0.0.1:1", {"fetch_wait": "0.02"}),
+        ("kafka://127.0.0.1:1?fetch_wait=0", {"fetch_wait": "0"}),
+        ("sqlite://nowhere/q.db", {}),
+    ],
+)
+async def test_a_broker_that_can_collect_ratings_for_workers_is_asked_to(
+    broker: str, asked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    async def note(url: str, *, clock: Clock) -> None:
+        opened.append(url)
+
+    monkeypatch.setattr(deployment, "open_subscription", note)
+    await Deployment.in_folder(tmp_path, broker=broker).open_subscription()
+
+    found = dict(parse_qsl(opened[0].partition("?")[2]))
+    assert found == {"topic": "ratings", "subscription": "process", **asked}

@@ -9,7 +9,9 @@
     await subscription.run(handle, concurrency=8)
 
 A topic is a log that any number of named subscriptions read; a queue (``open_queue``) hands
-each message to one consumer, under a lease, in one of several orders.
+each message to one consumer, under a lease, in one of several orders. A requester
+(``open_requester``) sends a message and waits for the one that answers it, which a responder
+(``open_responder``) sends.
 
 At least once by default, acknowledged when the handler has returned, retried with growing
 delays when it raised, put among the dead letters in the end. Change the URL and the broker
@@ -29,6 +31,7 @@ from molva.messaging.driver import (
 from molva.messaging.errors import (
     BrokenBrokerError,
     ClosedError,
+    DeadlineExceededError,
     ForkedError,
     IncompatibleBrokerError,
     InUseError,
@@ -41,6 +44,7 @@ from molva.messaging.errors import (
     QueueFullError,
     QueueNotFoundError,
     RejectError,
+    RequestFailedError,
     SendManyError,
     TopicNotFoundError,
     UnavailableError,
@@ -48,16 +52,21 @@ from molva.messaging.errors import (
 )
 from molva.messaging.message import Message
 from molva.messaging.queue import Queue, open_queue
+from molva.messaging.requester import AskCounters, Requester, open_requester
+from molva.messaging.responder import AnswerCounters, Responder, open_responder
 from molva.messaging.subscription import ReceiveCounters, Subscription, open_subscription
 from molva.messaging.topic import SendCounters, Topic, open_topic
 from molva.messaging.url import with_options
 
 __all__ = [
     "Action",
+    "AnswerCounters",
+    "AskCounters",
     "BrokenBrokerError",
     "Capabilities",
     "ClosedError",
     "DeadLetter",
+    "DeadlineExceededError",
     "Delivery",
     "ForkedError",
     "InUseError",
@@ -76,6 +85,9 @@ __all__ = [
     "QueueStat",
     "ReceiveCounters",
     "RejectError",
+    "RequestFailedError",
+    "Requester",
+    "Responder",
     "SendCounters",
     "SendManyError",
     "Subscription",
@@ -86,6 +98,8 @@ __all__ = [
     "UnavailableError",
     "UnsupportedFeatureError",
     "open_queue",
+    "open_requester",
+    "open_responder",
     "open_subscription",
     "open_topic",
     "with_options",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["BYTES", "JSON", "TEXT", "Codec", "JSONValue", "struct"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # What JSON can say. Recursive types are not spelled out: no checker of users does them well.
 JSONValue = dict[str, Any] | list[Any] | str | int | float | bool | None
@@ -107,6 +108,22 @@ class Codec(ABC, Generic[T]):
             await function(self.decode(delivery.message), delivery)
 
         return handle
+
+    def answering(
+        self, function: Callable[[T, Delivery], Awaitable[R]], replies: "Codec[R]"
+    ) -> Callable[[Delivery], Awaitable[Message]]:
+        """Return a handler for a responder, whose answer is what ``function`` returns.
+
+        Args:
+            function: Called with value and delivery of a request.
+            replies: Codec of what it returns.
+        """
+
+        @functools.wraps(function)
+        async def answer(request: Delivery) -> Message:
+            return replies.message(await function(self.decode(request.message), request))
+
+        return answer
 
 
 @final

@@ -12,6 +12,8 @@
     ├── QueueFullError             shed load, or wait
     ├── UnavailableError           try again later
     │   └── BrokenBrokerError      open it anew, in a new process
+    ├── DeadlineExceededError      ask again, or give more time
+    ├── RequestFailedError         correct the request, or look into the responder's log
     ├── LeaseLostError             drop the work: another consumer has it now
     ├── ClosedError                a bug in the calling code
     ├── ForkedError                open it in the process that uses it
@@ -31,6 +33,7 @@ from molva._base.ids import format_id
 __all__ = [
     "BrokenBrokerError",
     "ClosedError",
+    "DeadlineExceededError",
     "ForkedError",
     "InUseError",
     "IncompatibleBrokerError",
@@ -43,6 +46,7 @@ __all__ = [
     "QueueFullError",
     "QueueNotFoundError",
     "RejectError",
+    "RequestFailedError",
     "SendManyError",
     "TopicNotFoundError",
     "UnavailableError",
@@ -127,6 +131,41 @@ class UnavailableError(MessagingError):
 @final
 class BrokenBrokerError(UnavailableError):
     """A write failed in a way after which this process may not write there again."""
+
+
+@final
+class DeadlineExceededError(MessagingError, TimeoutError):
+    """No reply came in time. Whether the request was worked on, or will be, is unknown.
+
+    Attributes:
+        request_id: Id of the request.
+        timeout: Seconds that were given.
+    """
+
+    def __init__(self, request_id: bytes, *, timeout: float) -> None:
+        super().__init__(
+            f"no reply to request {format_id(request_id)} came within {timeout:g} s; whether it "
+            "was worked on is unknown"
+        )
+        self.request_id = request_id
+        self.timeout = timeout
+
+
+@final
+class RequestFailedError(MessagingError):
+    """The responder answered that it could not do what was asked.
+
+    Attributes:
+        request_id: Id of the request, which the responder's log names too.
+        kind: Name of the error's class there: ``RejectError`` where the request is at fault.
+        reason: What the responder wrote for the requester.
+    """
+
+    def __init__(self, request_id: bytes, *, kind: str, reason: str) -> None:
+        super().__init__(f"request {format_id(request_id)} failed: {kind}: {reason}")
+        self.request_id = request_id
+        self.kind = kind
+        self.reason = reason
 
 
 @final

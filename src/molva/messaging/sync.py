@@ -39,9 +39,13 @@ from molva.messaging.message import Message
 __all__ = [
     "Delivery",
     "Queue",
+    "Requester",
+    "Responder",
     "Subscription",
     "Topic",
     "open_queue",
+    "open_requester",
+    "open_responder",
     "open_subscription",
     "open_topic",
 ]
@@ -156,6 +160,102 @@ def open_queue(
         found.call(
             _async.open_queue(
                 url, max_attempts=max_attempts, require=require, clock=clock, tracing=tracing
+            )
+        ),
+        found,
+    )
+
+
+def open_requester(
+    requests: str,
+    replies: str,
+    *,
+    max_pending: int = 10000,
+    require: Iterable[str] = (),
+    clock: Clock = SYSTEM_CLOCK,
+    tracing: Tracing | None = None,
+) -> "Requester":
+    """Open one end of request and reply: the one that asks.
+
+    Args:
+        requests: Names the queue or topic that takes requests:
+            ``sqlite:///var/lib/app/queue.db?queue=sums``.
+        replies: Names the topic that replies come by: ``…?topic=replies``. Responders must
+            reach it too. It is made if it is missing.
+        max_pending: Requests that may wait for their replies at once, ≥ 1.
+        require: Features that the broker of the requests must have.
+        clock: Where time comes from.
+        tracing: Told of each request sent, as ``telemetry.OpenTelemetry`` is.
+
+    Raises:
+        InvalidURLError: A URL or one of its options cannot be used.
+        UnsupportedFeatureError: A broker has not all that is required, or no topics.
+        MissingExtraError: A driver's client library is not installed.
+        NotFoundError: Something does not exist, and ``create=never`` was asked for.
+        IncompatibleBrokerError: A broker is newer, damaged or something else.
+        UnavailableError: A broker cannot be reached now.
+    """
+    found = portal()
+    return Requester(
+        found.call(
+            _async.open_requester(
+                requests,
+                replies,
+                max_pending=max_pending,
+                require=require,
+                clock=clock,
+                tracing=tracing,
+            )
+        ),
+        found,
+    )
+
+
+def open_responder(
+    requests: str,
+    replies: str | None = None,
+    *,
+    max_attempts: int | None = None,
+    require: Iterable[str] = (),
+    clock: Clock = SYSTEM_CLOCK,
+    tracing: Tracing | None = None,
+) -> "Responder":
+    """Open one end of request and reply: the one that answers.
+
+    Responders of one queue, or of one subscription, share its requests, in any number of
+    processes.
+
+    Args:
+        requests: Names what requests come by: ``…?queue=sums``, or a topic and a
+            subscription, ``…?topic=sums&subscription=adders``.
+        replies: The broker of the reply topics: a URL without a topic answers to any topic
+            there that a request names; one with a topic answers to that one only. None: the
+            broker of the requests.
+        max_attempts: Hand-overs of one request before it becomes a dead letter, ≥ 1.
+            None: as the URL says, or 5.
+        require: Features that the broker of the requests must have.
+        clock: Where time comes from.
+        tracing: Told of each request worked on and each reply sent, so that both stand in
+            the trace of whoever asked.
+
+    Raises:
+        InvalidURLError: A URL or one of its options cannot be used.
+        UnsupportedFeatureError: The broker has not all that is required.
+        MissingExtraError: A driver's client library is not installed.
+        NotFoundError: Something does not exist, and ``create=never`` was asked for.
+        IncompatibleBrokerError: A broker is newer, damaged or something else.
+        UnavailableError: A broker cannot be reached now.
+    """
+    found = portal()
+    return Responder(
+        found.call(
+            _async.open_responder(
+                requests,
+                replies,
+                max_attempts=max_attempts,
+                require=require,
+                clock=clock,
+                tracing=tracing,
             )
         ),
         found,
@@ -524,7 +624,8 @@ class Subscription:
 
         async def handle(delivery: _async.Delivery) -> None:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(executor, handler, Delivery(delivery, self._portal))
+            one = Delivery(delivery, self._portal)
+            await loop.run_in_executor(executor, handler, one)
 
         handle.__qualname__ = getattr(handler, "__qualname__", type(handler).__qualname__)
         try:
@@ -758,7 +859,8 @@ class Queue:
 
         async def handle(delivery: _async.Delivery) -> None:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(executor, handler, Delivery(delivery, self._portal))
+            one = Delivery(delivery, self._portal)
+            await loop.run_in_executor(executor, handler, one)
 
         handle.__qualname__ = getattr(handler, "__qualname__", type(handler).__qualname__)
         try:
@@ -865,6 +967,157 @@ class Queue:
                 yield Delivery(found, self._portal)
         finally:
             self._portal.call(_close(deliveries))
+
+    async def _stop(self, timeout: float | None) -> None:
+        self._of.stop(timeout=timeout)
+
+
+@final
+class Requester:
+    """Asks, and waits for the replies. Open one with ``open_requester``.
+
+    Any number of tasks may ask at once. One of these a process is enough.
+
+    At least once: a request may be worked on twice, after a responder died with it. Whoever
+    asked gets the first reply. A request that is made again, because no reply came, should
+    carry the same message id, so that the responder can tell.
+    """
+
+    def __init__(self, of: _async.Requester, portal: Portal) -> None:
+        self._of: Final = of
+        self._portal: Final = portal
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._of)
+
+    @property
+    def pending(self) -> int:
+        """How many requests wait for their replies."""
+        return self._of.pending
+
+    def ask(self, message: Message, *, timeout: float) -> Message:
+        """Send a request; return its reply.
+
+        Codecs make and read bodies as everywhere: ``JSON.decode(await
+        requester.ask(JSON.message([2, 3]), timeout=5.0))``. Cancelling leaves nothing
+        behind here; the request may be worked on all the same.
+
+        Args:
+            message: What is asked. Headers of its own travel along, except those that tie
+                the reply to it: ``reply-to``, ``correlation-id``, ``deadline``.
+            timeout: Seconds until nobody waits any more, > 0, at most a year. A responder that
+                takes the request later does not work on it, as far as the machines' clocks
+                agree.
+
+        Raises:
+            DeadlineExceededError: No reply came in time, whatever the reason.
+            RequestFailedError: The responder answered that it could not.
+            QueueFullError: ``max_pending`` requests wait already, or the queue is full;
+                nothing was sent.
+            MessageTooLargeError: The body is larger than the broker takes.
+            UnavailableError: The broker cannot be reached; whether it has the request is
+                unknown. BrokenBrokerError: only a new process can ask again.
+            ClosedError: It was closed, before or meanwhile.
+        """
+        return self._portal.call(self._of.ask(message, timeout=timeout))
+
+    def close(self) -> None:
+        """Fail what waits, remove the subscription, release the brokers. Idempotent."""
+        self._portal.call(self._of.close())
+
+    @property
+    def counters(self) -> _async.AskCounters:
+        """What was counted since it was opened."""
+        return self._of.counters
+
+
+@final
+class Responder:
+    """Answers requests. Open one with ``open_responder``."""
+
+    def __init__(self, of: _async.Responder, portal: Portal) -> None:
+        self._of: Final = of
+        self._portal: Final = portal
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._of)
+
+    def run(
+        self,
+        handler: Callable[[Delivery], Message],
+        *,
+        concurrency: int = 1,
+        timeout: float | None = None,
+    ) -> None:
+        """Answer requests with what ``handler`` returns, until ``stop`` or ``close``.
+
+        The handler may run twice for one request, here or in another process: the id of
+        ``request.message`` tells. A request that says nothing of a reply is handled as any
+        message is, and tried again where the handler raises.
+
+        Args:
+            handler: Called with each request; returns the reply.
+            concurrency: How many handlers may run at once, ≥ 1.
+            timeout: Seconds after which a handler is cancelled, and the request tried again
+                until its deadline; None lets it take as long as it takes.
+
+        Raises:
+            BrokenBrokerError: This process must not use the broker again; another one goes on.
+            IncompatibleBrokerError: What is stored there is damaged.
+            NotFoundError: What was opened has been removed.
+        """
+        executor = ThreadPoolExecutor(concurrency, thread_name_prefix="molva-handler")
+
+        async def handle(delivery: _async.Delivery) -> Message:
+            loop = asyncio.get_running_loop()
+            one = Delivery(delivery, self._portal)
+            return await loop.run_in_executor(executor, handler, one)
+
+        handle.__qualname__ = getattr(handler, "__qualname__", type(handler).__qualname__)
+        try:
+            self._portal.call(self._of.run(handle, concurrency=concurrency, timeout=timeout))
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def stop(self, *, timeout: float | None = None) -> None:
+        """End ``run``, after the handlers under way.
+
+        Args:
+            timeout: Seconds after which handlers that still run are cancelled, and their
+                requests given back; None waits for as long as they take.
+        """
+        self._portal.call(self._stop(timeout))
+
+    def close(self) -> None:
+        """Give back what is not answered, and release the brokers. Idempotent."""
+        self._portal.call(self._of.close())
+
+    @property
+    def counters(self) -> _async.AnswerCounters:
+        """What was counted since it was opened."""
+        return self._of.counters
 
     async def _stop(self, timeout: float | None) -> None:
         self._of.stop(timeout=timeout)

@@ -19,6 +19,7 @@ names it. Needs pytest and pytest-asyncio: ``pip install 'molva[conformance]'``.
 
 import pytest
 
+from molva.messaging.conformance.asking import Asking, Sweeping
 from molva.messaging.conformance.basics import Basics
 from molva.messaging.conformance.cancelling import Cancelling
 from molva.messaging.conformance.draining import Draining
@@ -65,6 +66,8 @@ class TopicConformance(
     Keeping,
     Dying,
     Effects,
+    Asking,
+    Sweeping,
 ):
     """What topics and subscriptions do. Subclasses bring the fixture ``harness``."""
 
@@ -72,7 +75,7 @@ class TopicConformance(
 
 
 @pytest.mark.asyncio
-class QueueConformance(Queues, Holding, Draining, Cancelling, Dying, Effects):
+class QueueConformance(Queues, Holding, Draining, Cancelling, Dying, Effects, Asking):
     """What queues do. Subclasses bring the fixture ``harness``."""
 
     kind = "queue"

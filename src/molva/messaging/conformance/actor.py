@@ -10,6 +10,7 @@ apply URL FILE      counts each message in a SQLite file under its id, acks it, 
 ack URL ORDER...    takes messages N.PLACE; acks of each N those places, in that order
 hold URL            takes messages, prints and never settles them
 time URL            prints when, on the monotonic clock, each arrived
+ask URL REPLIES     opens a requester, asks, waits for what never comes
 open URL            waits for a line, opens, sends one, prints "opened"
 """
 
@@ -27,6 +28,7 @@ from molva.messaging import (
     Subscription,
     Topic,
     open_queue,
+    open_requester,
     open_subscription,
     open_topic,
 )
@@ -166,6 +168,13 @@ async def _open_at_once(url: str) -> None:
     _say("opened")
 
 
+async def _ask(url: str, replies: str) -> None:
+    """Open a requester, say so, wait for a reply that never comes."""
+    async with await open_requester(url, replies) as requester:
+        _say("ready")
+        await requester.ask(Message(b"1"), timeout=3600.0)
+
+
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
     programs: dict[str, Callable[..., Coroutine[object, object, None]]] = {
@@ -177,6 +186,7 @@ if __name__ == "__main__":
         "ack": _ack,
         "hold": _hold,
         "time": _arrive,
+        "ask": _ask,
         "open": _open_at_once,
     }
     asyncio.run(programs[command](*arguments))

@@ -15,6 +15,9 @@ URL:
         Where a new subscription begins: ``earliest`` (default) or ``latest``.
     ``max_open``
         Messages that one consumer may hold and not have settled. Default 10000.
+    ``fetch_wait``
+        Seconds, up to 1, that the brokers collect what comes before a consumer gets it: fewer
+        and larger answers, for less work on both sides. Default 0: each comes at once.
     ``session``
         Seconds after which a consumer that died or stands still has lost its lanes.
         Default 10; Kafka's brokers take 6 at least unless they are told otherwise.
