@@ -22,7 +22,7 @@ class NATSHarness(Harness):
     moment = 0.5
     quiet = 0.15
     # Deleting is seen to by who consumes; here more often than in earnest, to wait for less.
-    delete_interval = 0.6
+    delete_interval = 0.5
 
     def __init__(self, server_url: str) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class NATSHarness(Harness):
         # Whoever else uses the server sees other names.
         self._prefix = f"test-{secrets.token_hex(6)}"
         self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(_nats_consumer, "_LOOK", 0.3)
+        self._patch.setattr(_nats_consumer, "_LOOK", 0.2)
 
     def base_url(self) -> str:
         return with_options(self._server_url, prefix=self._prefix, sync="always")
@@ -53,8 +53,9 @@ class NATSHarness(Harness):
         client = await nats.connect(self._server_url)
         streams = client.jetstream()
         for found in await streams.streams_info():
-            if found.config.name.startswith(f"{self._prefix}_"):
-                await streams.delete_stream(found.config.name)
+            name = found.config.name or ""
+            if name.startswith(f"{self._prefix}_"):
+                await streams.delete_stream(name)
         await client.close()
 
 

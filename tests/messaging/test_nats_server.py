@@ -384,7 +384,7 @@ async def test_a_consumer_that_somebody_changed_is_set_right_and_told(
 
             async def is_right() -> bool:
                 found = await streams.consumer_info(TOPIC.stream, TOPIC.consumer)
-                return found.config.max_deliver == -1
+                return bool(found.config.max_deliver == -1)
 
             async with asyncio.timeout(PATIENCE):
                 while not await is_right():
@@ -477,7 +477,7 @@ async def test_a_wiped_server_is_an_empty_topic(caplog: pytest.LogCaptureFixture
             await topic.send(Message(b"lost"))
             async with streams_of(server.url) as streams:
                 for found in await streams.streams_info():
-                    await streams.delete_stream(found.config.name)
+                    await streams.delete_stream(found.config.name or "")
             await topic.send(Message(b"1"))
             await topic.send(Message(b"2"))
             assert bodies(await take(subscription, 2)) == [b"1", b"2"]

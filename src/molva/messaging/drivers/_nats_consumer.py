@@ -119,7 +119,6 @@ class NATSConsumer:
         # Leases that were extended beyond what the server gives: until when.
         self._longer: dict[str, float] = {}
         self._pulling: asyncio.Task[None] | None = None
-        self._waits = False
         self._receivers = 0
         # Counts receives, and when the last one ended.
         self._round = 0
@@ -175,28 +174,17 @@ class NATSConsumer:
                 in_background(self._tidy_up(self._round))
 
     async def _pull(self, limit: int, wait: float) -> bool:
-        """Let one request come to its end; return whether it was ours or another receive's."""
+        """Let one request come to its end; return whether it was as good as our own."""
         ours = not self._is_pulling()
         if ours:
             self._pulling = in_background(self._pull_some(limit, max(0.0, wait)))
-        elif self._waits and (wait <= 0 or self._receivers == 1):
-            # Begun by a receive that was cancelled, or that has more time than we have.
-            self._end_pull()
         pulling = self._pulling
         assert pulling is not None
-        closing = asyncio.ensure_future(self._closing.wait())
-        # Ours ends by itself when our time is over: the server knows it.
-        patience = None if ours else max(0.0, wait)
-        try:
-            # Never cancelled: what it brings is ours by then.
-            await asyncio.wait(
-                (pulling, closing), timeout=patience, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not pulling.done():
-                self._end_pull()
-                await asyncio.wait((pulling,))
-        finally:
-            closing.cancel()
+        # Never cancelled: what it brings is ours by then. Another receive's may have been there
+        # before what we ask for, unless it goes on for as long as we have.
+        await asyncio.wait((pulling,), timeout=wait if not ours and wait > 0 else None)
+        if not pulling.done():
+            return True
         pulling.result()
         return ours
 
@@ -212,7 +200,6 @@ class NATSConsumer:
                     max_payload=self._server.max_payload,
                     clock=self._clock,
                 )
-            self._waits = wait > 0
             try:
                 pull = await pulls.pull(limit, wait)
             except ConsumerGoneError:
@@ -221,20 +208,13 @@ class NATSConsumer:
             self._came.extend((msg, pull.first_at) for msg in pull.messages)
         await self._sort_out()
 
-    def _end_pull(self) -> None:
-        """Have a request end that waits; it brings what has come, or nothing."""
-        if self._pulls is not None:
-            self._pulls.enough()
-
     def _is_pulling(self) -> bool:
         return self._pulling is not None and not self._pulling.done()
 
     async def _tidy_up(self, round_: int) -> None:
         """Give back what nobody has received, unless another receive asks for it soon."""
         await asyncio.sleep(_KEEP)
-        if self._is_idle_since(round_) and self._is_pulling():
-            self._end_pull()
-            assert self._pulling is not None
+        if self._pulling is not None:
             await asyncio.wait((self._pulling,))
         if self._is_idle_since(round_) and self._ready:
             with contextlib.suppress(UnavailableError):
@@ -457,9 +437,7 @@ class NATSConsumer:
         # A server that is away keeps what we hold until its lease runs out.
         with contextlib.suppress(MessagingError, TimeoutError):
             async with asyncio.timeout(_GOODBYE):
-                if self._is_pulling():
-                    self._end_pull()
-                    assert self._pulling is not None
+                if self._pulling is not None:
                     await asyncio.wait((self._pulling,))
                 raw: Iterable[RawDelivery] = [held.raw for held in self._held.values()]
                 if raw:

@@ -359,15 +359,6 @@ class Connection:
             await self.close()
             raise self._gone() from error
 
-    async def drain(self, subscription: Subscription) -> None:
-        """Give up a subscription; return when all is noted that the server sent before."""
-        try:
-            async with asyncio.timeout(_TIMEOUT):
-                await subscription.drain()  # type: ignore[no-untyped-call]
-        except (NATSClientError, OSError, TimeoutError) as error:
-            await self.close()
-            raise self._gone() from error
-
     async def ask(self, questions: Sequence[Question]) -> list[Msg]:
         """Publish all of them, in their order; return their answers, in that order.
 

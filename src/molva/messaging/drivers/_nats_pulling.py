@@ -4,9 +4,11 @@ A request is *one-shot*: it waits for the first message, brings what is there be
 with a word. So nothing is taken ahead that nobody has asked for, and no request is left behind
 to catch what another consumer should get.
 
-A request that nobody waits for any more is ended by giving up its inbox and asking for a sign
-of life behind that: what the server sent before it has come by then, and what it would send
-afterwards it puts back by itself.
+A request is short, too, and made again for as long as somebody waits. It cannot be taken back:
+giving up its inbox loses what the server is sending just then, until its lease is over (one in
+some hundred times, when it was tried). So one that nobody waits for any more is left to end, and
+what it brings is given back. A connection that is dead and does not know it shows by a request
+that does not end.
 """
 
 import asyncio
@@ -23,12 +25,12 @@ from molva.messaging.errors import IncompatibleBrokerError, UnavailableError
 
 __all__ = ["ConsumerGoneError", "Pull", "Pulls"]
 
-# Seconds that a request waits at most, and between two signs of life meanwhile. A sign that
-# does not come tells of a connection that is dead and does not know it.
-_LONGEST_WAIT: Final = 20.0
-_HEARTBEAT: Final = 2.0
-# Seconds of silence after which a connection is given up.
-_SILENCE: Final = 5.0
+# Seconds that a request waits at most. Longer, and closing takes as long, and what comes for
+# a receive that was cancelled is kept from others; shorter, and idle consumers keep the server
+# busy.
+_LONGEST_WAIT: Final = 0.3
+# Seconds after its time within which a request must have ended, or the connection is given up.
+_SILENCE: Final = 4.0
 
 # Bytes of bodies that one request brings, of which one may be larger: what is asked for is
 # held in memory.
@@ -36,7 +38,6 @@ _MOST_BYTES: Final = 16_000_000
 
 _NS: Final = 1_000_000_000
 
-_HEARTBEAT_STATUS: Final = "100"
 _NO_RESPONDERS: Final = "503"
 _CONFLICT: Final = "409"
 
@@ -86,7 +87,6 @@ class Pulls:
         self._subscription: Subscription | None = None
         self._pull: Pull | None = None
         self._moved = asyncio.Event()
-        self._enough = False
 
     async def pull(self, limit: int, wait: float) -> Pull:
         """Return what is there, up to ``limit``; wait up to ``wait`` seconds for the first.
@@ -97,7 +97,6 @@ class Pulls:
                 its lease runs out.
         """
         wait = min(wait, _LONGEST_WAIT)
-        self._enough = False
         if self._subscription is None:
             self._inbox = self.connection.new_inbox() + "."
             self._subscription = await self.connection.subscribe(self._inbox + "*", self._note)
@@ -106,31 +105,20 @@ class Pulls:
         asked: dict[str, Any] = {"batch": limit, "no_wait": True, "max_bytes": self._max_bytes}
         if wait > 0:
             asked["expires"] = max(1_000_000, round(wait * _NS))
-            if wait >= 2 * _HEARTBEAT:
-                asked["idle_heartbeat"] = round(_HEARTBEAT * _NS)
         inbox = f"{self._inbox}{number}"
         await self.connection.publish(self._subject, json.dumps(asked).encode(), inbox)
-        silence = _SILENCE if wait >= 2 * _HEARTBEAT else wait + _SILENCE
         self.connection.wakes.add(self._moved)
         try:
-            await self._until_ended(pull, silence)
+            await self._until_ended(pull, wait + _SILENCE)
         finally:
             self.connection.wakes.discard(self._moved)
             self._pull = None
         self._check(pull)
         return pull
 
-    def enough(self) -> None:
-        """End a request that waits; it brings what has come."""
-        self._enough = True
-        self._moved.set()
-
     async def _until_ended(self, pull: Pull, silence: float) -> None:
         while not pull.ended:
             self._moved.clear()
-            if self._enough:
-                await self._give_up_inbox()
-                return
             if self.connection.ended.is_set():
                 if pull.messages:
                     return
@@ -145,11 +133,6 @@ class Pulls:
                 await self.connection.close()
                 if not pull.messages:
                     raise UnavailableError("nats: no sign of life from the server") from None
-
-    async def _give_up_inbox(self) -> None:
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            await self.connection.drain(subscription)
 
     async def _note(self, msg: Msg) -> None:
         pull = self._pull
@@ -166,7 +149,7 @@ class Pulls:
             if not pull.left:
                 pull.ended = True
                 self._moved.set()
-        elif status != _HEARTBEAT_STATUS and msg.subject == f"{self._inbox}{pull.number}":
+        elif msg.subject == f"{self._inbox}{pull.number}":
             pull.ended = True
             pull.status = status, (msg.headers or {}).get("Description", "")
             self._moved.set()

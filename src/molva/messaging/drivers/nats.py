@@ -65,9 +65,9 @@ Design:
     not count (``_nats_kept``). It never gives a message up by itself (``max_deliver``): it would
     leave it where it is, and tell nobody.
 
-    A request for messages is one-shot: it takes what is there and ends. A permanent flow of
-    messages (``push``, or overlapping requests) is faster for one consumer and unfair for many:
-    what one has in its buffer, another waits for, and leases run out there.
+    A request for messages is one-shot and short: it takes what is there and ends. A permanent
+    flow of messages (``push``, or overlapping requests) is faster for one consumer and unfair
+    for many: what one has in its buffer, another waits for, and leases run out there.
 
     Everything that a consumer was set to is looked at again, over each new connection and every
     few seconds, because the server takes any change from anybody.
