@@ -8,6 +8,7 @@ from benchmarks.kafka import kafka
 from benchmarks.ledger import ledger
 from benchmarks.ledgers import ledgers
 from benchmarks.messaging import messaging
+from benchmarks.nats import nats
 from benchmarks.queueing import queueing, queueing_limits
 from benchmarks.queues import queues
 from benchmarks.rabbitmq import rabbitmq
@@ -30,6 +31,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "ledgers": ledgers,
     "rabbitmq": rabbitmq,
     "redis": redis,
+    "nats": nats,
     "slow": slow,
     "queueing": queueing,
     "queueing-limits": queueing_limits,

@@ -24,6 +24,8 @@ _PAIRS: Final = (
     ("amqp", "postgresql"),
     ("redis", "redis"),
     ("redis", "postgresql"),
+    ("nats", "redis"),
+    ("nats", "postgresql"),
     ("sqlite", "postgresql"),
     ("sqlite", "sqlite"),
 )

@@ -193,6 +193,12 @@ def redis_url(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
+def nats_url(pytestconfig: pytest.Config) -> str:
+    """A NATS that the whole run shares, durable: use names of your own in it."""
+    return pytestconfig.stash[_servers].url("nats")
+
+
+@pytest.fixture(scope="session")
 def postgresql_url(pytestconfig: pytest.Config) -> str:
     """A database of a PostgreSQL that the whole run shares: make a schema of your own in it."""
     return pytestconfig.stash[_servers].url("postgresql")

@@ -1,4 +1,4 @@
-"""Real servers for tests and for trying: Kafka, Redis, PostgreSQL and RabbitMQ.
+"""Real servers for tests and for trying: Kafka, NATS, PostgreSQL, RabbitMQ and Redis, on loopback.
 
 ``scripts/brokers`` is the command line of this package. Tests take a session's server from
 the fixtures ``kafka_url``, ``redis_url`` and the like, and one of their own, to be
@@ -19,6 +19,7 @@ from tests.brokers.certificates import Certificates, make_certificates
 from tests.brokers.errors import BrokersError, MissingServerError, ServerFailedError
 from tests.brokers.private import (
     private_kafka,
+    private_nats,
     private_postgresql,
     private_rabbitmq,
     private_redis,
@@ -33,6 +34,7 @@ __all__ = [
     "ServerFailedError",
     "make_certificates",
     "private_kafka",
+    "private_nats",
     "private_postgresql",
     "private_rabbitmq",
     "private_redis",

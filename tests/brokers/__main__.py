@@ -17,7 +17,7 @@ _names = click.argument("names", nargs=-1, type=click.Choice(list(KINDS)), metav
 def brokers() -> None:
     """Real servers on loopback, for tests and for trying.
 
-    NAME is one of kafka, redis, postgresql and rabbitmq; without one, all of them.
+    NAME is one of kafka, redis, postgresql, rabbitmq and nats; without one, all of them.
     MOLVA_TEST_KAFKA and the like name a server that already runs; MOLVA_INSTALL=1 allows
     installing what is missing; MOLVA_BROKERS_DIR is where they live.
     """

@@ -21,6 +21,7 @@ from tests.brokers.table import KINDS
 
 __all__ = [
     "private_kafka",
+    "private_nats",
     "private_postgresql",
     "private_rabbitmq",
     "private_redis",
@@ -133,4 +134,20 @@ def private_rabbitmq(
         certificates=certificates,
         hurried=hurried,
     ) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def private_nats(
+    *,
+    password: str | None = None,
+    certificates: Certificates | None = None,
+    **settings: str | int,
+) -> Iterator[Server]:
+    """Run a NATS with JetStream; ``settings`` are the server's: ``sync_interval="2m"``.
+
+    ``jetstream="off"`` leaves core NATS. ``password`` is that of the user molva;
+    ``certificates`` make it take connections by TLS only.
+    """
+    with private_server("nats", settings, password=password, certificates=certificates) as server:
         yield server

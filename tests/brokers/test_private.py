@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import nats
+import nats.js.errors
 import psutil
 import pytest
 import redis
@@ -18,6 +21,7 @@ from tests.brokers import (
     Server,
     make_certificates,
     private_kafka,
+    private_nats,
     private_postgresql,
     private_redis,
 )
@@ -185,6 +189,44 @@ def test_a_certificate_with_another_name_is_refused_by_a_careful_client(tmp_path
         pytest.raises(redis.ConnectionError, match="certificate verify failed"),
     ):
         client.ping()
+
+
+async def test_nats_behind_tls_asks_for_its_password(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path)
+    trust = ssl.create_default_context(cafile=str(files.authority))
+    with private_nats(password=PASSWORD, certificates=files) as server:
+        assert server.url == f"tls://molva:{PASSWORD}@127.0.0.1:{server.port}"
+        client = await nats.connect(server.url, tls=trust)
+        assert (await client.jetstream().account_info()).streams == 0
+        await client.close()
+        with pytest.raises(Exception, match="Authorization Violation"):
+            await nats.connect(f"tls://127.0.0.1:{server.port}", tls=trust, allow_reconnect=False)
+
+
+async def test_what_jetstream_confirmed_survives_a_kill_of_its_server() -> None:
+    with private_nats(max_payload=2048) as server:
+        client = await nats.connect(server.url)
+        assert client.max_payload == 2048
+        stream = client.jetstream()
+        await stream.add_stream(name="s", subjects=["s"])
+        await stream.publish("s", b"7")
+        await client.close()
+
+        server.kill()
+        server.restart()
+
+        client = await nats.connect(server.url)
+        message = await client.jetstream().get_msg("s", 1)
+        assert message.data == b"7"
+        await client.close()
+
+
+async def test_nats_without_jetstream_is_core_nats() -> None:
+    with private_nats(jetstream="off") as server:
+        client = await nats.connect(server.url)
+        with pytest.raises(nats.js.errors.ServiceUnavailableError):
+            await client.jetstream().account_info()
+        await client.close()
 
 
 async def test_postgresql_behind_tls_asks_for_its_password_by_scram(tmp_path: Path) -> None:

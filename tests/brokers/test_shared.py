@@ -1,6 +1,7 @@
 """The servers that a run of tests shares answer as the servers that they are."""
 
 import asyncpg
+import nats
 import redis
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
@@ -13,6 +14,15 @@ def test_redis_confirms_only_what_is_in_its_log(redis_url: str) -> None:
             "appendonly": "yes",
             "appendfsync": "always",
         }
+
+
+async def test_nats_keeps_what_it_is_given_in_streams(nats_url: str) -> None:
+    client = await nats.connect(nats_url)
+    streams = client.jetstream()
+    await streams.add_stream(name="tests-brokers", subjects=["tests.brokers"])
+    assert (await streams.publish("tests.brokers", b"7")).seq == 1
+    await streams.delete_stream("tests-brokers")
+    await client.close()
 
 
 async def test_postgresql_syncs_its_commits(postgresql_url: str) -> None:

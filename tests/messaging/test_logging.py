@@ -36,6 +36,13 @@ _ABOUT_NO_MESSAGE = (
     "redis: an entry of topic",
     "redis: subscription %r of topic %r was gone",
     "redis: queue %r is gone",
+    # NATS: of channels, messages that are none of ours, and what others changed or removed.
+    "nats: %s: its consumer is too slow",
+    "nats: something was published that is no message",
+    "nats: a message of %s became a dead letter",
+    "nats: consumer %r of %s was",
+    "nats: %s was gone",
+    "nats: the lease of consumer",
     # Kafka: of partitions and positions.
     "a Kafka consumer's thread ended",
     "lanes go before it was known",

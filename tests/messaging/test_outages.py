@@ -32,7 +32,13 @@ from molva.messaging.conformance import PATIENCE, bodies, eventually, take
 from molva.messaging.conformance.waiting import numbered
 from molva.messaging.drivers import memory
 from molva.messaging.url import BrokerURL
-from tests.brokers import Server, private_kafka, private_rabbitmq, private_redis
+from tests.brokers import (
+    Server,
+    private_kafka,
+    private_nats,
+    private_rabbitmq,
+    private_redis,
+)
 
 # Seconds for which a server is away here: longer than any receive waits by itself.
 AWAY = 7.0
@@ -399,6 +405,20 @@ async def test_run_goes_on_by_itself_when_rabbitmq_is_back(kind: str, how: str) 
         assert await consumer.dead_letters() == []
         await consumer.close()
         await sender.close()
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+async def test_run_goes_on_by_itself_when_nats_is_back(how: str) -> None:
+    with private_nats() as server:
+        url = with_options(server.url, topic="t")
+        async with (
+            await open_topic(url) as topic,
+            await open_subscription(f"{url}&subscription=s") as subscription,
+        ):
+            got = await ride_out(subscription, topic, server, how)
+            assert len(got) == 51
+            assert subscription.received.unavailable >= 1
+            assert await subscription.dead_letters() == []
 
 
 async def test_run_goes_on_by_itself_when_kafka_is_back() -> None:

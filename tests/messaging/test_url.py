@@ -40,7 +40,8 @@ def test_what_is_no_url_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "hint"), [("sqlit", "did you mean 'sqlite'"), ("xyz", "memory://, redis://")]
+    ("scheme", "hint"),
+    [("sqlit", "did you mean 'sqlite'"), ("xyz", "memory://, nats://, redis://")],
 )
 async def test_an_unknown_scheme_suggests_the_nearest(scheme: str, hint: str) -> None:
     with pytest.raises(InvalidURLError, match=hint):

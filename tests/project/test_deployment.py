@@ -11,9 +11,11 @@ from typing import Any
 
 import aiormq
 import asyncpg
+import nats
 import redis
 
 from tests.brokers.kafka import pinned_version
+from tests.brokers.nats import VERSION
 from tests.brokers.table import KINDS
 from tests.conftest import skip_without
 
@@ -70,6 +72,13 @@ def test_compose_accepts_the_file_with_rabbitmq_in_front() -> None:
     assert broker in compose_config(COMPOSE_PROFILES="redis,rabbitmq", MOLVA_BROKER=broker)
 
 
+def test_compose_accepts_the_file_with_nats_in_front() -> None:
+    config = compose_config(COMPOSE_PROFILES="nats,redis", MOLVA_BROKER="nats://nats:4222")
+
+    assert "MOLVA_BROKER: nats://nats:4222" in config
+    assert "sync_interval: always" in config
+
+
 def test_compose_runs_the_versions_that_scripts_brokers_runs_in_docker() -> None:
     named = set(re.findall(r"image: (\S+:\S+)", COMPOSE.read_text()))
 
@@ -121,6 +130,16 @@ def test_the_manual_names_the_redis_of_the_gate(redis_url: str) -> None:
         version = client.info("server")["redis_version"]
 
     assert version.startswith(manual_versions()["redis"] + ".")
+
+
+async def test_the_manual_names_the_nats_of_the_gate(nats_url: str) -> None:
+    only_in_the_gate("nats")
+    client = await nats.connect(nats_url)
+    version = str(client.connected_server_version)
+    await client.close()
+
+    assert version == VERSION
+    assert version.startswith(manual_versions()["nats"] + ".")
 
 
 async def test_the_manual_names_the_postgresql_of_the_gate(postgresql_url: str) -> None:

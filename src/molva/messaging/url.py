@@ -72,9 +72,11 @@ _DRIVERS: Final[dict[str, tuple[str, str | None]]] = {
     "amqps": ("molva.messaging.drivers.amqp", "rabbitmq"),
     "kafka": ("molva.messaging.drivers.kafka", "kafka"),
     "memory": ("molva.messaging.drivers.memory", None),
+    "nats": ("molva.messaging.drivers.nats", "nats"),
     "redis": ("molva.messaging.drivers.redis", "redis"),
     "rediss": ("molva.messaging.drivers.redis", "redis"),
     "sqlite": ("molva.messaging.drivers.sqlite", None),
+    "tls": ("molva.messaging.drivers.nats", "nats"),
 }
 
 # The group of entry points by which a distribution makes its driver known.

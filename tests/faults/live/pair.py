@@ -42,6 +42,7 @@ _BROKERS: Final[Mapping[str, Mapping[str, str]]] = {
     "kafka": {"session": _PATIENCE, "grace": _PATIENCE, "lanes": "8"},
     "redis": {"lease": _PATIENCE},
     "rabbitmq": {"timeout": _PATIENCE},
+    "nats": {"lease": _PATIENCE},
 }
 
 # The option that gives a run a ledger, or a catalog, of its own.
@@ -109,6 +110,8 @@ PAIRS: Final = {
         Pair("rabbitmq", "postgresql"),
         Pair("redis", "redis"),
         Pair("redis", "postgresql"),
+        Pair("nats", "redis"),
+        Pair("nats", "postgresql"),
         Pair("sqlite", "postgresql"),
     )
 }

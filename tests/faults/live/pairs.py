@@ -21,7 +21,7 @@ from tests.faults.live.faults import Planned
 from tests.faults.live.pair import Pair, Pool, Servers
 from tests.faults.live.sums import Sums
 
-__all__ = ["PairResults", "drawn", "long_pair", "scaled_out"]
+__all__ = ["RESTARTED", "PairResults", "drawn", "long_pair", "scaled_out"]
 
 # Processes of each role.
 _EACH: Final = 3
@@ -40,6 +40,9 @@ _AT_MOST: Final = 120.0
 # Of ratings that are offered in a long run, those that have to be accepted. A broker that is
 # away for half of a run is a hard one; with fewer than this there was hardly a run.
 _LEAST: Final = 0.1
+
+# Brokers that are restarted in the run that every pair has to stand.
+RESTARTED: Final = ("kafka", "nats", "rabbitmq")
 
 # Seconds of load in one run of a long one.
 _ROUND: Final = 60.0
@@ -60,7 +63,7 @@ def scaled_out(pair: Pair, *, seed: int) -> Config:
         # Whoever was told nothing asks again: without that, all outcomes may be known.
         Planned(0.0, "network", (), 1.0, "cut", 1, after=_ENOUGH * 2 // 3),
     ]
-    if pair.broker in ("kafka", "rabbitmq"):
+    if pair.broker in RESTARTED:
         schedule += [
             Planned(0.0, "broker", (), 0.0, "restart", after=_ENOUGH // 3),
             Planned(0.9, "broker", (), 0.0, "restart", after=half),

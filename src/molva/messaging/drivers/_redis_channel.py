@@ -37,7 +37,7 @@ from molva.messaging.drivers._redis_messages import (
     string_of,
 )
 from molva.messaging.drivers._redis_opening import RedisServer, translated
-from molva.messaging.drivers._redis_waiting import Patience
+from molva.messaging.drivers._waiting import Patience
 from molva.messaging.errors import UnavailableError
 from molva.messaging.message import Message
 

@@ -25,16 +25,8 @@ from molva.messaging.driver import (
 )
 from molva.messaging.drivers._redis_messages import QueueKeys, message_of_string, string_of
 from molva.messaging.drivers._redis_opening import RedisServer, translated
-from molva.messaging.drivers._redis_waiting import (
-    BATCH,
-    KEEP,
-    Patience,
-    in_background,
-    outcomes_of,
-    parts_of,
-    returns,
-    taken_from,
-)
+from molva.messaging.drivers._redis_waiting import BATCH, KEEP, outcomes_of, parts_of
+from molva.messaging.drivers._waiting import Patience, in_background, returns, taken_from
 from molva.messaging.errors import MessagingError, QueueNotFoundError, UnavailableError
 from molva.messaging.message import Message
 

@@ -33,15 +33,8 @@ from molva.messaging.drivers._redis_messages import (
     message_of_fields,
 )
 from molva.messaging.drivers._redis_opening import RedisServer, new_consumer_name, translated
-from molva.messaging.drivers._redis_waiting import (
-    BATCH,
-    KEEP,
-    Patience,
-    in_background,
-    outcomes_of,
-    returns,
-    taken_from,
-)
+from molva.messaging.drivers._redis_waiting import BATCH, KEEP, outcomes_of
+from molva.messaging.drivers._waiting import Patience, in_background, returns, taken_from
 from molva.messaging.errors import TopicNotFoundError, UnavailableError
 from molva.messaging.message import Message
 
