@@ -417,7 +417,8 @@ async def test_run_goes_on_by_itself_when_nats_is_back(how: str) -> None:
         ):
             got = await ride_out(subscription, topic, server, how)
             assert len(got) == 51
-            assert subscription.received.unavailable >= 1
+            # One that hangs is given up after four seconds, and waited for once more.
+            assert subscription.received.unavailable >= (how == "killed")
             assert await subscription.dead_letters() == []
 
 

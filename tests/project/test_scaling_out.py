@@ -12,7 +12,7 @@ from molva.messaging import with_options
 ROOT = Path(__file__).parent.parent.parent
 
 
-# Redis holds the ledger, too, which is the quickest; others are servers of their own.
+# Redis with the ledger in the same server, which is the quickest; others in ones of their own.
 @pytest.mark.parametrize(
     ("kind", "options"), [("redis", {"lease": "3"}), ("rabbitmq", {}), ("nats", {"lease": "3"})]
 )

@@ -35,7 +35,7 @@ def waiting(broker: str) -> int:
         timeout=60,
         check=True,
     )
-    return int(json.loads(done.stdout)["pending"])
+    return int(json.loads(done.stdout)["process"]["pending"])
 
 
 async def rated(visitors: Visitors, more: int) -> None:

@@ -24,7 +24,7 @@ from tests.brokers.private import private_server
 from tests.brokers.rabbitmq import messages_in
 from tests.faults.live.evidence import Place
 
-__all__ = ["PAIRS", "Pair", "Pool", "Servers"]
+__all__ = ["PAIRS", "STORES_ONCE", "Pair", "Pool", "Servers"]
 
 # By their part: "broker", "ledger". What is a file has none.
 Servers = Mapping[str, Server]
@@ -35,6 +35,9 @@ _PATIENCE: Final = "3"
 
 # What a Redis ledger keeps one by one: all of a run. See ``launch``.
 _WINDOW: Final = 1_000_000
+
+# Brokers that store once what is sent twice: a client that tries again makes no second message.
+STORES_ONCE: Final = frozenset({"nats"})
 
 # Options of the broker's URL that each run needs.
 _BROKERS: Final[Mapping[str, Mapping[str, str]]] = {

@@ -130,7 +130,7 @@ class Consumer:
     @property
     def name_of(self) -> str:
         """What its subscription is called."""
-        return name_in(self.settings)
+        return _name_in(self.settings)
 
     def differs_from(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that are not as they must be: those that lose or hide messages."""
@@ -222,7 +222,7 @@ def _described(kind: str, name: str) -> str:
     return json.dumps({"molva": kind, "name": name})
 
 
-def name_in(settings: Mapping[str, Any]) -> str:
+def _name_in(settings: Mapping[str, Any]) -> str:
     """Return what something is called by us: its own name may hold no more than letters."""
     try:
         return str(json.loads(settings.get("description") or "")["name"])
