@@ -43,6 +43,16 @@ _ABOUT_NO_MESSAGE = (
     "nats: consumer %r of %s was",
     "nats: %s was gone",
     "nats: the lease of consumer",
+    # RabbitMQ: of queues, and messages that are none of ours.
+    "%s: a message of %s became a dead letter",
+    "%s: %s had been removed and is made anew",
+    "%s: %s has messages and sends none",
+    # Requesters: of replies as a whole, and of subscriptions.
+    "no more replies can be received",
+    "replies may be missing",
+    "%r: another requester has to tidy up",
+    "%r: removed %s, whose requester died",
+    "what killed requesters left was not looked for",
     # Kafka: of partitions and positions.
     "a Kafka consumer's thread ended",
     "lanes go before it was known",

@@ -1,6 +1,7 @@
 """Logging trouble that may come thousands of times a second: once in a while is enough."""
 
 import logging
+from collections.abc import Mapping
 from typing import Final, final
 
 from molva._base.clock import Clock
@@ -27,20 +28,24 @@ class SeldomLog:
         self._next = float("-inf")
         self._left_out = 0
 
-    def warning(self, text: str, *values: object) -> None:
-        """Log a warning, if it is time."""
-        self._log(logging.WARNING, text, values)
+    def warning(
+        self, text: str, *values: object, extra: Mapping[str, object] | None = None
+    ) -> None:
+        """Log a warning, with the fields of ``extra``, if it is time."""
+        self._log(logging.WARNING, text, values, extra=extra)
 
     def error(self, text: str, *values: object, trace: BaseException | None = None) -> None:
         """Log an error, with the traceback of ``trace`` if there is one."""
-        self._log(logging.ERROR, text, values, trace)
+        self._log(logging.ERROR, text, values, trace=trace)
 
     def _log(
         self,
         level: int,
         text: str,
         values: tuple[object, ...],
+        *,
         trace: BaseException | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
         now = self._clock.monotonic()
         if now < self._next:
@@ -51,4 +56,4 @@ class SeldomLog:
             text += " (and %d times more since the last line)"
             values = (*values, self._left_out)
             self._left_out = 0
-        self._logger.log(level, text, *values, exc_info=trace)
+        self._logger.log(level, text, *values, exc_info=trace, extra=extra)

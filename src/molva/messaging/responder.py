@@ -227,6 +227,7 @@ class Responder:
                 self._requests.name,
                 format_id(request.id),
                 late,
+                extra=about(request, delivery.attempt),
             )
             return
         if name is None:

@@ -556,7 +556,12 @@ class AMQPConsumer:
         channel = self._channel
         if problem is None and channel is not None and epoch == self._epoch:
             await channel.basic_ack(number, wait=False)
-            self._log.error("%s: %s: %s", self._link.address, self.names.main, why)
+            self._log.error(
+                "%s: a message of %s became a dead letter: %s",
+                self._link.address,
+                self.names.main,
+                why,
+            )
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
         """Tell what is still held: nothing runs out while the connection lives."""
