@@ -13,7 +13,7 @@ from benchmarks.queueing import queueing, queueing_limits
 from benchmarks.queues import queues
 from benchmarks.rabbitmq import rabbitmq
 from benchmarks.redis import redis
-from benchmarks.scaled import scaled
+from benchmarks.scaled import scaled, scaled_nats, scaled_rabbitmq
 from benchmarks.service import idle, minute, service
 from benchmarks.slow import slow
 from benchmarks.spool import spool
@@ -23,6 +23,8 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "minute": minute,
     "idle": idle,
     "scaled": scaled,
+    "scaled-nats": scaled_nats,
+    "scaled-rabbitmq": scaled_rabbitmq,
     "spool": spool,
     "messaging": messaging,
     "queues": queues,

@@ -1,5 +1,6 @@
-"""The service on Kafka and Redis: against a bare handler, and against FastStream's way."""
+"""The service on a broker and Redis: against a bare handler, and against FastStream's way."""
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -7,64 +8,106 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Final
 
-from tests.brokers import Server, private_kafka, private_redis
+from tests.brokers import Server, private_kafka, private_nats, private_rabbitmq, private_redis
 
 from benchmarks.report import Report
 from benchmarks.service import running, total, wrk
+from molva.messaging import with_options
 
 CONNECTIONS = (5, 64, 256)
 SECONDS = 6
 TURNS = 5
-# Lanes, which are partitions: the same number for everybody.
+# Lanes, which are Kafka's partitions: the same number for everybody.
 PARTITIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A broker in front of Redis.
+
+    Attributes:
+        name: Of the broker, as in its documentation.
+        client: The raw client library.
+        server: Runs the broker.
+        options: What stands in Molva's URL of it.
+        bare: The module of the bare handler.
+        settings: What is confirmed when, for the report.
+        make: Makes a topic for the peers, with the URL; returns its name.
+    """
+
+    name: str
+    client: str
+    server: Callable[[], AbstractContextManager[Server]]
+    options: Mapping[str, str]
+    bare: str
+    settings: str
+    make: Callable[[str], str]
 
 
 def scaled() -> None:
     """Measure ``/rate`` on Kafka → Redis at 5, 64 and 256 connections."""
+    _measure("scaled", KAFKA)
+
+
+def scaled_nats() -> None:
+    """Measure it on NATS → Redis."""
+    _measure("scaled-nats", NATS)
+
+
+def scaled_rabbitmq() -> None:
+    """Measure it on RabbitMQ → Redis."""
+    _measure("scaled-rabbitmq", RABBITMQ)
+
+
+def _measure(name: str, stack: Stack) -> None:
     report = Report(
-        "scaled",
-        "The service on Kafka → Redis: ratings a second",
+        name,
+        f"The service on {stack.name} → Redis: ratings a second",
         f"wrk, one thread, {SECONDS} s a turn, random rates 0–10, closed loop; {TURNS} turns, one "
-        f"after the other in each, and a turn ahead of them for warm-up; Kafka with one node, {PARTITIONS} partitions, acks=all, "
-        "idempotent; Redis with appendfsync=always. Survived: kill, by broker and ledger alike.",
+        f"after the other in each, and a turn ahead of them for warm-up; {stack.settings}; Redis "
+        "with appendfsync=always.",
     )
-    with private_kafka() as kafka, private_redis(appendonly="yes", appendfsync="always") as redis:
-        _at(64, kafka, redis, turns=1)  # a warm-up, for whatever Kafka does for the first time
+    with stack.server() as broker, private_redis(appendonly="yes", appendfsync="always") as redis:
+        _at(64, stack, broker, redis, turns=1)  # a warm-up, for what a server does the first time
         for connections in CONNECTIONS:
-            bare, ours, counted, theirs, drains = _at(connections, kafka, redis)
+            bare, ours, counted, theirs, drains = _at(connections, stack, broker, redis)
             at = f" at {connections} connections"
-            report.ratio(f"accepted / bare handler on confluent-kafka{at}", ours, bare, "0.6")
+            report.ratio(f"accepted / bare handler on {stack.client}{at}", ours, bare, "0.6")
             report.ratio(f"accepted and counted / FastStream, FastAPI{at}", counted, theirs, "3")
             report.add(f"backlog gone after the load{at}", f"{max(drains):.2f} s", "worst turn")
     report.write()
 
 
 def _at(
-    connections: int, kafka: Server, redis: Server, *, turns: int = TURNS
+    connections: int, stack: Stack, broker: Server, redis: Server, *, turns: int = TURNS
 ) -> tuple[list[float], list[float], list[float], list[float], list[float]]:
     bare: list[float] = []
     ours: list[float] = []
     counted: list[float] = []
     theirs: list[float] = []
     drains: list[float] = []
-    bootstrap = kafka.url.removeprefix("kafka://")
+    address = broker.url.removeprefix("kafka://").partition("?")[0]
     for _ in range(turns):
-        topic = _fresh_topic(bootstrap)
-        command = ("-m", "benchmarks.peers.raw_kafka", "PORT", bootstrap, topic)
+        command = ("-m", stack.bare, "PORT", address, stack.make(broker.url))
         with running(*command) as (port, _process):
             bare.append(wrk(port, connections=connections, seconds=SECONDS).answered_per_second)
-        with _molva(kafka, redis) as where, running("-m", "molva", "serve", *where) as (port, _p):
+        with (
+            _molva(stack, broker, redis) as where,
+            running("-m", "molva", "serve", *where) as (port, _p),
+        ):
             ours.append(wrk(port, connections=connections, seconds=SECONDS).answered_per_second)
-        with _molva(kafka, redis) as where:
+        with _molva(stack, broker, redis) as where:
             with running("-m", "molva", "serve", *where) as (port, _p), worker("molva", *where):
                 load = wrk(port, connections=connections, seconds=SECONDS)
                 drains.append(_drained(port, load.requests - load.refused))
                 counted.append(load.answered_per_second)
         peer = "benchmarks.peers.faststream_way"
-        topic = _fresh_topic(bootstrap)
-        where = ("PORT", bootstrap, topic, redis.url)
+        where = ("PORT", address, stack.make(broker.url), redis.url)
         with running("-m", peer, "serve", *where) as (port, _p), worker(peer, "0", *where[1:]):
             time.sleep(2)  # its consumer joins its group
             load = wrk(port, connections=connections, seconds=SECONDS)
@@ -74,13 +117,13 @@ def _at(
 
 
 @contextlib.contextmanager
-def _molva(kafka: Server, redis: Server) -> Iterator[tuple[str, ...]]:
+def _molva(stack: Stack, broker: Server, redis: Server) -> Iterator[tuple[str, ...]]:
     """Yield the options of a deployment of its own: nothing of the last turn is in it."""
     name = uuid.uuid4().hex[:8]
     with tempfile.TemporaryDirectory() as folder:
         yield (
             *("--port", "PORT", "--data", folder),
-            *("--broker", f"{kafka.url}?topic={name}&lanes={PARTITIONS}"),
+            *("--broker", with_options(broker.url, topic=name, **stack.options)),
             *("--ledger", redis.url),  # emptied after each turn
         )
 
@@ -114,15 +157,50 @@ def _drained(port: int, accepted: int) -> float:
     return time.perf_counter() - started
 
 
-def _fresh_topic(bootstrap: str) -> str:
+def _kafka_topic(url: str) -> str:
     from confluent_kafka.admin import AdminClient
     from confluent_kafka.cimpl import NewTopic
 
-    topic = f"bench-{uuid.uuid4().hex[:8]}"
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    topic = _fresh_name()
+    admin = AdminClient({"bootstrap.servers": url.removeprefix("kafka://")})
     for created in admin.create_topics([NewTopic(topic, PARTITIONS, 1)]).values():
         created.result()
     return topic
+
+
+def _nats_stream(url: str) -> str:
+    import nats
+    from nats.js.api import DiscardPolicy, StorageType
+
+    topic = _fresh_name()
+
+    async def make() -> None:
+        client = await nats.connect(url.partition("?")[0])
+        await client.jetstream().add_stream(
+            name=topic, subjects=[topic], storage=StorageType.FILE, discard=DiscardPolicy.NEW
+        )
+        await client.close()
+
+    asyncio.run(make())
+    return topic
+
+
+def _rabbitmq_queue(url: str) -> str:
+    import aio_pika
+
+    topic = _fresh_name()
+
+    async def make() -> None:
+        async with await aio_pika.connect(url) as connection:
+            channel = await connection.channel()
+            await channel.declare_queue(topic, durable=True, arguments={"x-queue-type": "quorum"})
+
+    asyncio.run(make())
+    return topic
+
+
+def _fresh_name() -> str:
+    return f"bench-{uuid.uuid4().hex[:8]}"
 
 
 def _forget(redis: Server) -> None:
@@ -130,3 +208,32 @@ def _forget(redis: Server) -> None:
 
     with client.Redis.from_url(redis.url) as connection:
         connection.flushall()
+
+
+KAFKA: Final = Stack(
+    "Kafka",
+    "confluent-kafka",
+    private_kafka,
+    {"lanes": str(PARTITIONS)},
+    "benchmarks.peers.raw_kafka",
+    f"Kafka with one node, {PARTITIONS} partitions, acks=all, idempotent. Survived: kill",
+    _kafka_topic,
+)
+NATS: Final = Stack(
+    "NATS",
+    "nats-py",
+    private_nats,
+    {"sync": "always"},
+    "benchmarks.peers.raw_nats",
+    "JetStream with one node, files, sync_interval: always. Survived: kill, power",
+    _nats_stream,
+)
+RABBITMQ: Final = Stack(
+    "RabbitMQ",
+    "aio-pika",
+    private_rabbitmq,
+    {},
+    "benchmarks.peers.raw_rabbitmq",
+    "RabbitMQ with one node, quorum queues, confirms. Survived: kill, power",
+    _rabbitmq_queue,
+)

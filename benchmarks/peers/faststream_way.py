@@ -1,17 +1,20 @@
-"""The same job in FastStream's way: FastAPI, Kafka, a subscriber that counts in Redis.
+"""The same job in FastStream's way: FastAPI, a broker, a subscriber that counts in Redis.
 
-``python -m benchmarks.peers.faststream_way serve|work PORT BOOTSTRAP TOPIC REDIS``.
+``python -m benchmarks.peers.faststream_way serve|work PORT BROKER TOPIC REDIS``, where BROKER is the
+URL of a NATS or a RabbitMQ, or Kafka's HOST:PORT.
 
-At the same safety as Molva: a request is answered when Kafka confirmed (``acks=all``,
-idempotent); the subscriber's offsets are committed after the batch was counted; and a message
-that comes again counts once, because its id is looked up in the function that counts.
-Batches, as FastStream's documentation recommends for throughput, go to Redis in one pipeline.
+At the same safety as Molva: a request is answered when the broker confirmed (Kafka ``acks=all``,
+idempotent; JetStream's answer; RabbitMQ persistent, mandatory, to a quorum queue); the subscriber
+acknowledges after it has counted; and a message that comes again counts once, because its id is
+looked up in the function that counts. On Kafka and NATS batches, as FastStream's documentation
+recommends for throughput, go to Redis in one pipeline; on RabbitMQ it has none, so many messages
+are counted side by side.
 """
 
 import asyncio
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,7 +23,9 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI, HTTPException
 from faststream import AckPolicy, FastStream
-from faststream.kafka import KafkaBroker, KafkaMessage
+from faststream.kafka import KafkaBroker
+from faststream.nats import JStream, NatsBroker, PullSub
+from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from pydantic import BaseModel
 
 COUNT = """
@@ -38,8 +43,31 @@ class Rating(BaseModel):
     rate: int
 
 
-def serve(port: int, bootstrap: str, topic: str, counted: str) -> None:
-    broker = KafkaBroker(bootstrap, acks="all", enable_idempotence=True, logger=None)
+# Messages that one batch holds, and that RabbitMQ has under way to a worker.
+BATCH = 1_000
+ABREAST = 256
+
+
+def sender(where: str, topic: str) -> tuple[Any, Callable[[Rating], Awaitable[object]]]:
+    """Return a broker, and what publishes a rating until it is confirmed."""
+    if where.startswith("nats://"):
+        nats = NatsBroker(where, logger=None)
+        return nats, lambda rating: nats.publish(rating, topic, stream=topic)
+    if where.startswith("amqp://"):
+        rabbit = RabbitBroker(
+            where,
+            default_channel=Channel(publisher_confirms=True, on_return_raises=True),
+            logger=None,
+        )
+        return rabbit, lambda rating: rabbit.publish(
+            rating, routing_key=topic, persist=True, mandatory=True
+        )
+    kafka = KafkaBroker(where, acks="all", enable_idempotence=True, logger=None)
+    return kafka, lambda rating: kafka.publish(rating, topic)
+
+
+def serve(port: int, where: str, topic: str, counted: str) -> None:
+    broker, publish = sender(where, topic)
     client = redis.asyncio.Redis.from_url(counted)
 
     @asynccontextmanager
@@ -55,7 +83,7 @@ def serve(port: int, bootstrap: str, topic: str, counted: str) -> None:
         if not 0 <= rate <= 10:
             raise HTTPException(400)
         rating = Rating(id=uuid.uuid4().hex, rate=rate)
-        await broker.publish(rating, topic)
+        await publish(rating)
         return {"id": rating.id}
 
     @app.get("/total")
@@ -73,30 +101,53 @@ def serve(port: int, bootstrap: str, topic: str, counted: str) -> None:
     )
 
 
-async def work(bootstrap: str, topic: str, counted: str) -> None:
-    broker = KafkaBroker(bootstrap, logger=None)
+async def work(where: str, topic: str, counted: str) -> None:
     client = redis.asyncio.Redis.from_url(counted)
-    count = client.register_script(COUNT)
+    script = client.register_script(COUNT)
 
-    @broker.subscriber(
-        topic,
-        group_id="process",
-        batch=True,
-        max_records=1_000,
-        batch_timeout_ms=5,
-        auto_offset_reset="earliest",
-        ack_policy=AckPolicy.NACK_ON_ERROR,
-    )
-    async def process(ratings: list[Rating], _: KafkaMessage) -> None:
+    async def count(rating: Rating, connection: Any) -> None:
+        await script(
+            keys=["peer:{1}:seen", "peer:{1}:total", "peer:{1}:window"],
+            args=[rating.id, rating.rate],
+            client=connection,
+        )
+
+    async def count_all(ratings: list[Rating]) -> None:
         async with client.pipeline(transaction=False) as pipeline:
             for rating in ratings:
-                await count(
-                    keys=["peer:{1}:seen", "peer:{1}:total", "peer:{1}:window"],
-                    args=[rating.id, rating.rate],
-                    client=pipeline,
-                )
+                await count(rating, pipeline)
             await pipeline.execute()
 
+    async def count_one(rating: Rating) -> None:
+        await count(rating, client)
+
+    broker: Any
+    if where.startswith("nats://"):
+        broker = NatsBroker(where, logger=None)
+        pull = PullSub(batch_size=BATCH, timeout=0.005, batch=True)
+        stream = JStream(topic, subjects=[topic], declare=False)
+        broker.subscriber(
+            topic,
+            stream=stream,
+            durable="process",
+            pull_sub=pull,
+            ack_policy=AckPolicy.NACK_ON_ERROR,
+        )(count_all)
+    elif where.startswith("amqp://"):
+        broker = RabbitBroker(where, default_channel=Channel(prefetch_count=ABREAST), logger=None)
+        queue = RabbitQueue(topic, queue_type=QueueType.QUORUM, durable=True)
+        broker.subscriber(queue, ack_policy=AckPolicy.NACK_ON_ERROR)(count_one)
+    else:
+        broker = KafkaBroker(where, logger=None)
+        broker.subscriber(
+            topic,
+            group_id="process",
+            batch=True,
+            max_records=BATCH,
+            batch_timeout_ms=5,
+            auto_offset_reset="earliest",
+            ack_policy=AckPolicy.NACK_ON_ERROR,
+        )(count_all)
     await FastStream(broker, logger=None).run()
 
 
