@@ -51,11 +51,10 @@ wheel: $(VENV)/dev.stamp
 
 # Rewrites the pinned, hashed requirement files from pyproject.toml. Needs uv.
 lock:
-	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --upgrade \
+	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --upgrade \
 	  --extra all --group build -o requirements/run.txt pyproject.toml
 	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links -c requirements/run.txt \
+	  -c requirements/run.txt \
 	  --extra all --group build --group dev -o requirements/dev.txt pyproject.toml
 
 $(VENV)/bin/python:
