@@ -41,7 +41,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from molva._base.url import ResourceURL
+from molva._base.url import ResourceURL, host_and_port
 
 __all__ = [
     "SERVER_OPTIONS",
@@ -72,6 +72,7 @@ _WINDOW_BYTES: Final = 262_144
 # Functions, and effects instead of scripts in the replication stream, came with it.
 _OLDEST: Final = (7, 0)
 
+_PORT: Final = 6379
 _USERNAME: Final = "MOLVA_REDIS_USERNAME"
 _PASSWORD: Final = "MOLVA_REDIS_PASSWORD"
 
@@ -111,18 +112,18 @@ class RedisAddress:
     @classmethod
     def of(cls, url: ResourceURL) -> "RedisAddress":
         """Return what a URL says, and the environment where it has no password."""
-        host, port = _host_and_port(url)
-        ca = url.options.get("ca")
-        tls = url.scheme == "rediss"
-        if ca is not None and not tls:
-            raise url.error(f"{url}: ca={ca!r} says nothing without TLS; write rediss://")
-        if ca is not None and not os.path.isfile(ca):
-            raise url.error(f"{url}: ca={ca!r} is no file; name one with PEM certificates")
+        at = host_and_port(url.host, _PORT)
+        if at is None:
+            raise url.error(
+                f"{url}: {url.host!r} is no host of one server; write redis://host:6379/0 "
+                "(the port is 1 to 65535)"
+            )
+        ca = url.authorities(secure="rediss")
         username, password = url.user, url.password
         if password is None:
             username = username or os.environ.get(_USERNAME) or None
             password = os.environ.get(_PASSWORD) or None
-        return cls(host, port, _database(url), username, password, tls, ca)
+        return cls(*at, _database(url), username, password, url.scheme == "rediss", ca)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -148,16 +149,6 @@ class RedisAddress:
         if self.tls:
             return SSLConnection(ssl_ca_certs=self.ca, ssl_check_hostname=True, **settings)
         return Connection(**settings)
-
-
-def _host_and_port(url: ResourceURL) -> tuple[str, int]:
-    match = re.fullmatch(r"(\[[^\]]+\]|[^:\[\],]+)(?::(\d{1,5}))?", url.host)
-    if match is None or not 0 < int(match[2] or 6379) < 65536:
-        raise url.error(
-            f"{url}: {url.host!r} is no host of one server; write redis://host:6379/0 "
-            "(the port is 1 to 65535)"
-        )
-    return match[1].strip("[]"), int(match[2] or 6379)
 
 
 def _database(url: ResourceURL) -> int:

@@ -10,6 +10,8 @@ on the day the disk is full. No error and no repr shows a password.
 
 import contextlib
 import difflib
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ __all__ = [
     "POSTGRESQL_LIBPQ_OPTIONS",
     "POSTGRESQL_OPTIONS",
     "ResourceURL",
+    "host_and_port",
     "missing_extra",
     "nearest",
     "one_of",
@@ -144,6 +147,18 @@ class ResourceURL:
                 f"{self.scheme}: option {name}={text!r:.60} is refused; {problem}"
             ) from None
 
+    def authorities(self, *, secure: str) -> str | None:
+        """Return the option ``ca``, a file of certificates; None where it is not given.
+
+        Raises ``error`` where the scheme is not ``secure``, or there is no such file.
+        """
+        ca = self.options.get("ca")
+        if ca is not None and self.scheme != secure:
+            raise self.error(f"{self}: ca={ca!r} says nothing without TLS; write {secure}://")
+        if ca is not None and not os.path.isfile(ca):
+            raise self.error(f"{self}: ca={ca!r} is no file; name one with PEM certificates")
+        return ca
+
     def file(self) -> Path:
         """Return the local file that the URL names; raise ``error`` where it names none."""
         if self.host:
@@ -167,6 +182,13 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return a question about the nearest known word; None where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else None
+
+
+def host_and_port(text: str, default_port: int) -> tuple[str, int] | None:
+    """Return the host, without brackets, and the port of one server; None where it is none."""
+    match = re.fullmatch(r"(\[[^\]]+\]|[^:\[\],]+)(?::(\d{1,5}))?", text)
+    port = int(match[2] or default_port) if match else 0
+    return (match[1].strip("[]"), port) if match and 0 < port < 65536 else None
 
 
 def positive_integer(text: str) -> int:

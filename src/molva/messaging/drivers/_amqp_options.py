@@ -23,7 +23,7 @@ from typing import Final, final
 
 from yarl import URL
 
-from molva._base.url import one_of, positive_number
+from molva._base.url import host_and_port, one_of, positive_number
 from molva.messaging.driver import Capabilities
 from molva.messaging.errors import InvalidURLError
 from molva.messaging.url import BrokerURL
@@ -111,18 +111,13 @@ class AMQPAddress:
     @classmethod
     def of(cls, url: BrokerURL) -> "AMQPAddress":
         """Return what a URL says, and the environment where it has no password."""
-        match = re.fullmatch(r"(\[[^\]]+\]|[^:\[\],]+)(?::(\d{1,5}))?", url.host)
-        port = int(match[2] or _PORTS[url.scheme]) if match else 0
-        if match is None or not 0 < port < 65536:
+        at = host_and_port(url.host, _PORTS[url.scheme])
+        if at is None:
             raise InvalidURLError(
                 f"{url}: {url.host!r} is no host of one server; write {url.scheme}://host/vhost "
                 "(the port is 1 to 65535)"
             )
-        ca = url.options.get("ca")
-        if ca is not None and url.scheme != "amqps":
-            raise InvalidURLError(f"{url}: ca={ca!r} says nothing without TLS; write amqps://")
-        if ca is not None and not os.path.isfile(ca):
-            raise InvalidURLError(f"{url}: ca={ca!r} is no file; name one with PEM certificates")
+        ca = url.authorities(secure="amqps")
         user, password = url.user, url.password
         if password is None:
             user = user or os.environ.get(_USERNAME)
@@ -130,7 +125,7 @@ class AMQPAddress:
         # What AMQP servers are shipped with, for clients of the same machine.
         user, password = user or "guest", password or "guest"
         vhost = url.path.removeprefix("/") or "/"
-        return cls(url.scheme, match[1].strip("[]"), port, vhost, user, password, ca)
+        return cls(url.scheme, *at, vhost, user, password, ca)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

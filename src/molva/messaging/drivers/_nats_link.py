@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import os
 import random
-import re
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -26,7 +25,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NATSClientError
 
-from molva._base.url import ResourceURL
+from molva._base.url import ResourceURL, host_and_port
 from molva.messaging.drivers._waiting import in_background
 from molva.messaging.errors import InvalidURLError, MessagingError, UnavailableError
 
@@ -88,12 +87,7 @@ class NATSAddress:
         """Return what a URL says, and the environment where it has no password."""
         if url.path.strip("/"):
             raise url.error(f"{url.scheme}: a path says nothing to NATS; write nats://host:4222")
-        ca = url.options.get("ca")
-        tls = url.scheme == "tls"
-        if ca is not None and not tls:
-            raise url.error(f"{url}: ca={ca!r} says nothing without TLS; write tls://")
-        if ca is not None and not os.path.isfile(ca):
-            raise url.error(f"{url}: ca={ca!r} is no file; name one with PEM certificates")
+        ca = url.authorities(secure="tls")
         username, password, token = url.user, url.password, None
         if password is None:
             if username is not None and not os.environ.get(_PASSWORD):
@@ -105,7 +99,7 @@ class NATSAddress:
             username = username or os.environ.get(_USERNAME) or None
             password = os.environ.get(_PASSWORD) or None
             token = None if username else os.environ.get(_TOKEN) or None
-        return cls(_hosts(url), username, password, token, tls, ca)
+        return cls(_hosts(url), username, password, token, url.scheme == "tls", ca)
 
     def __str__(self) -> str:
         shown = (
@@ -245,14 +239,13 @@ class _Trust(ssl.SSLContext):
 def _hosts(url: ResourceURL) -> tuple[tuple[str, int], ...]:
     found = []
     for text in url.host.split(","):
-        match = re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d{1,5}))?", text)
-        port = _DEFAULT_PORT if match is None or match[2] is None else int(match[2])
-        if match is None or not 0 < port < 65536:
+        at = host_and_port(text, _DEFAULT_PORT)
+        if at is None:
             raise url.error(
                 f"{url}: {text!r} is no host; write nats://host:4222, or several with commas "
                 "between them (a port is 1 to 65535)"
             )
-        found.append((match[1].strip("[]"), port))
+        found.append(at)
     return tuple(found)
 
 
