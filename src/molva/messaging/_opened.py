@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -11,7 +12,7 @@ from molva.messaging.driver import Capabilities
 from molva.messaging.errors import ClosedError
 from molva.messaging.url import BrokerURL, Kind, check_features
 
-__all__ = ["Opened"]
+__all__ = ["Closing", "Opened"]
 
 
 class _Driver(Protocol):
@@ -21,7 +22,26 @@ class _Driver(Protocol):
     async def close(self) -> None: ...
 
 
-class Opened:
+class Closing(ABC):
+    """What is closed at the end of an ``async with``."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release everything. Idempotent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class Opened(Closing):
     """A topic, subscription or queue that is open.
 
     Args:
@@ -64,17 +84,6 @@ class Opened:
         if not self._closed:
             self._closed = True
             await self._opened.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._url}>"

@@ -23,12 +23,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self, final
+from typing import Final, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva.messaging._correlation import CORRELATION_ID, as_request, failure_of
 from molva.messaging._inbox import Inbox
+from molva.messaging._opened import Closing
 from molva.messaging._tracing import Tracing
 from molva.messaging.delivery import Delivery
 from molva.messaging.errors import (
@@ -158,7 +158,7 @@ async def open_requester(
 
 
 @final
-class Requester:
+class Requester(Closing):
     """Asks, and waits for the replies. Open one with ``open_requester``.
 
     Any number of tasks may ask at once. One of these a process is enough.
@@ -255,17 +255,6 @@ class Requester:
             await self._inbox.close()
         finally:
             await self._sends.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     def __repr__(self) -> str:
         return f"<Requester of {self._sends!r}, {len(self._pending):,} pending>"

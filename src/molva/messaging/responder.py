@@ -22,8 +22,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self, cast, final
+from typing import Final, cast, final
 from urllib.parse import parse_qsl, urlsplit
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
@@ -31,6 +30,7 @@ from molva._base.ids import format_id
 from molva._base.seldom import SeldomLog
 from molva.messaging._about import about
 from molva.messaging._correlation import ERROR_TYPE, REPLY_TO, as_reply, deadline_us, error_reply
+from molva.messaging._opened import Closing
 from molva.messaging._tracing import Tracing
 from molva.messaging.delivery import Delivery
 from molva.messaging.errors import (
@@ -136,7 +136,7 @@ def _broker_of(requests: str, parsed: BrokerURL) -> str:
 
 
 @final
-class Responder:
+class Responder(Closing):
     """Answers requests. Open one with ``open_responder``."""
 
     def __init__(
@@ -199,17 +199,6 @@ class Responder:
             await self._requests.close()
         finally:
             await self._topics.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     def __repr__(self) -> str:
         return f"<Responder of {self._requests!r}>"
