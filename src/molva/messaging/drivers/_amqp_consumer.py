@@ -135,7 +135,7 @@ class AMQPConsumer:
         capabilities: Capabilities,
         counts: bool,
         prefetch: int | None,
-        restore: Callable[[], Awaitable[None]],
+        restore: Callable[[], Awaitable[object]],
         clock: Clock,
     ) -> None:
         self.capabilities: Final = capabilities

@@ -1,11 +1,11 @@
 """What all parts of the NATS driver begin with: options, capabilities, the server."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from molva._base.url import one_of, positive_integer, positive_number
 from molva.messaging.driver import Capabilities
+from molva.messaging.drivers._channel import channel_capabilities
 from molva.messaging.drivers._nats_link import SERVER_OPTIONS, NATSAddress, NATSLink
 from molva.messaging.errors import IncompatibleBrokerError
 from molva.messaging.url import BrokerURL
@@ -55,37 +55,11 @@ TOPIC_CAPABILITIES: Final = Capabilities(
     peek=False,
 )
 
-QUEUE_CAPABILITIES: Final = Capabilities(
-    delivery="at-least-once",
-    ordering="in-process",
-    capacity="exact",
-    survives=frozenset({"kill", "power", "node"}),
-    max_body_bytes=_MAX_BODY_BYTES,
-    holding="lease",
-    attempts="exact",
-    keeps_place=False,
-    # All that waits is counted; what of it is held and what waits for its delay, is not told.
-    stat="approximate",
-    peek=False,
-)
+# All that waits is counted; what of it is held and what waits for its delay, is not told.
+QUEUE_CAPABILITIES: Final = replace(TOPIC_CAPABILITIES, stat="approximate")
 
 # What a topic can do that is opened with ``delivery=at-most-once``.
-CHANNEL_CAPABILITIES: Final = Capabilities(
-    delivery="at-most-once",
-    ordering="in-process",
-    capacity="none",
-    survives=frozenset(),
-    max_body_bytes=_MAX_BODY_BYTES,
-    holding="connection",
-    overflows=frozenset(),
-    keeps_place=False,
-    starts=frozenset({"latest"}),
-    deletes=False,
-    stat="none",
-    peek=False,
-    purge=False,
-    replay=False,
-)
+CHANNEL_CAPABILITIES: Final = channel_capabilities(_MAX_BODY_BYTES)
 
 
 @final
@@ -146,7 +120,7 @@ class NATSServer:
             # Most copies have it before it is confirmed; killed one by one, none is missed.
             survives |= {"kill", "node"} if in_file else {"node"}
         most = self.max_payload - _ENVELOPE_BYTES - SPARE_BYTES
-        return dataclasses.replace(
+        return replace(
             capabilities,
             survives=capabilities.survives & survives,
             max_body_bytes=max(0, min(capabilities.max_body_bytes, most)),

@@ -24,6 +24,7 @@ from molva._base.redis_server import (
 )
 from molva._base.url import one_of, positive_number
 from molva.messaging.driver import Capabilities
+from molva.messaging.drivers._channel import channel_capabilities
 from molva.messaging.errors import (
     IncompatibleBrokerError,
     InvalidURLError,
@@ -67,22 +68,7 @@ TOPIC_CAPABILITIES: Final = Capabilities(
 )
 
 # What a topic can do that was made with ``delivery=at-most-once``.
-CHANNEL_CAPABILITIES: Final = Capabilities(
-    delivery="at-most-once",
-    ordering="in-process",
-    capacity="none",
-    survives=frozenset(),
-    max_body_bytes=_MAX_BODY_BYTES,
-    holding="connection",
-    overflows=frozenset(),
-    keeps_place=False,
-    starts=frozenset({"latest"}),
-    deletes=False,
-    stat="none",
-    peek=False,
-    purge=False,
-    replay=False,
-)
+CHANNEL_CAPABILITIES: Final = channel_capabilities(_MAX_BODY_BYTES)
 
 QUEUE_CAPABILITIES: Final = Capabilities(
     delivery="at-least-once",

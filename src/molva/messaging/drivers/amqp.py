@@ -87,7 +87,7 @@ from molva.messaging.drivers._amqp_sender import (
     RefusedError,
     ReturnedError,
 )
-from molva.messaging.drivers._amqp_topology import Topology
+from molva.messaging.drivers._amqp_topology import QueueShape, Topology
 from molva.messaging.errors import MessagingError, UnavailableError
 from molva.messaging.message import Message
 from molva.messaging.url import BrokerURL
@@ -105,7 +105,7 @@ __all__ = [
     "open_topic",
 ]
 
-Restore = Callable[[], Awaitable[None]]
+Restore = Callable[[], Awaitable[object]]
 
 
 async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "AMQPTopic":
@@ -178,15 +178,13 @@ async def open_queue(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "AMQPQue
     topology = Topology(link, creates=url.create == "auto", shown=str(url))
     names = Names.of_queue(options.prefix, url.queue or "")
 
-    async def restore() -> None:
-        await topology.queue(
+    async def restore() -> QueueShape:
+        return await topology.queue(
             url.queue or "", names, discipline=url.discipline, capacity=url.capacity
         )
 
     try:
-        shape = await topology.queue(
-            url.queue or "", names, discipline=url.discipline, capacity=url.capacity
-        )
+        shape = await restore()
         capabilities = QUEUE_CAPABILITIES
         if shape.priority:
             # It confirms what the system has taken, and the disk perhaps not yet.

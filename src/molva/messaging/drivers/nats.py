@@ -74,7 +74,7 @@ Design:
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
@@ -241,6 +241,25 @@ def _channel(server: NATSServer) -> Capabilities:
     return server.limited(CHANNEL_CAPABILITIES, replicas=0, in_file=False)
 
 
+def _sends(
+    server: NATSServer,
+    place: Place,
+    count: Callable[[], Awaitable[tuple[int, int]]],
+    *,
+    capacity: int | None,
+    clock: Clock,
+) -> Sends:
+    return Sends(
+        server.link,
+        place.names.subject,
+        max_payload=server.max_payload,
+        capacity=capacity,
+        count=count,
+        open_again=place.look,
+        clock=clock,
+    )
+
+
 @final
 class NATSTopic:
     """The sending side of a topic."""
@@ -261,15 +280,7 @@ class NATSTopic:
         self._place = place
         self._options = options
         self._clock = clock
-        self._sends = Sends(
-            server.link,
-            place.names.subject,
-            max_payload=server.max_payload,
-            capacity=capacity,
-            count=self._count,
-            open_again=place.look,
-            clock=clock,
-        )
+        self._sends = _sends(server, place, self._count, capacity=capacity, clock=clock)
 
     async def send_batch(self, messages: Sequence[Message]) -> "list[Outcome | MessagingError]":
         """Store messages in their order."""
@@ -359,15 +370,7 @@ class NATSQueue(NATSConsumer):
     ) -> None:
         super().__init__(server, place, capabilities=capabilities, clock=clock)
         self.capacity: Final = capacity
-        self._sends = Sends(
-            server.link,
-            place.names.subject,
-            max_payload=server.max_payload,
-            capacity=capacity,
-            count=self._count,
-            open_again=place.look,
-            clock=clock,
-        )
+        self._sends = _sends(server, place, self._count, capacity=capacity, clock=clock)
 
     async def send_batch(self, messages: Sequence[Message]) -> "list[Outcome | MessagingError]":
         """Store messages in their order."""
