@@ -1,9 +1,11 @@
 """Request and reply: what the shared suite does not ask of every broker."""
 
+import _weakrefset
 import asyncio
 import contextlib
 import gc
 import itertools
+import linecache
 import secrets
 import threading
 import tracemalloc
@@ -329,6 +331,19 @@ async def test_only_what_dead_requesters_left_is_removed(base: str) -> None:
 # Many at once -----------------------------------------------------------------------------
 
 
+def _held_by_us() -> int:
+    """Return the bytes in use, less what is no requester's.
+
+    That is asyncio's table of all tasks, which doubles by 2 MiB at one round or another, and
+    the source files that are read for the log of a loop that was slow.
+    """
+    others = [
+        tracemalloc.Filter(False, file) for file in (_weakrefset.__file__, linecache.__file__)
+    ]
+    traces = tracemalloc.take_snapshot().filter_traces(others).traces
+    return sum(trace.size for trace in traces)
+
+
 async def test_ten_thousand_pending_asks_are_bounded_and_leave_nothing(base: str) -> None:
     async with await open_requester(f"{base}?queue=q&discipline=fifo", f"{base}?topic=r") as asker:
 
@@ -353,9 +368,9 @@ async def test_ten_thousand_pending_asks_are_bounded_and_leave_nothing(base: str
         try:
             before = tracemalloc.get_traced_memory()[0]
             held = await round_of(10_000) - before
-            after_one = tracemalloc.get_traced_memory()[0]
+            after_one = _held_by_us()
             await round_of(10_000)
-            after_two = tracemalloc.get_traced_memory()[0]
+            after_two = _held_by_us()
         finally:
             tracemalloc.stop()
 
