@@ -54,8 +54,9 @@ async def test_what_was_confirmed_survives_power_cuts(tmp_path: Path) -> None:
             for cut in range(1, _CUTS + 1):
                 before = len(confirmed)
                 await eventually(lambda seen=before: len(confirmed) > seen + 200)  # type: ignore[misc]
-                (place.data / "unsynced").write_text("must go")
                 server.pause()
+                # Behind the pause: a sync of the server's own would take this file with it.
+                (place.data / "unsynced").write_text("must go")
                 after = disk.cut(tmp_path / f"{cut}.img")
                 server.kill()
                 disk.discard()
