@@ -29,16 +29,15 @@ _ABOUT_NO_MESSAGE = (
     "watermarks are not written",
     "hand-overs are not counted",
     "%s: %d consumers in a row died with messages of lane",
-    # Redis: of channels, entries that are no messages, and what is gone from the server.
+    # Channels: of subscribing, and of what cannot be handed over.
     "%s: not subscribed",
-    "redis: %s: its consumer is too slow",
-    "redis: something was published that is no message",
+    "%s: %s: its consumer is too slow",
+    "%s: something was published that is no message",
+    # Redis: of entries that are no messages, and what is gone from the server.
     "redis: an entry of topic",
     "redis: subscription %r of topic %r was gone",
     "redis: queue %r is gone",
-    # NATS: of channels, messages that are none of ours, and what others changed or removed.
-    "nats: %s: its consumer is too slow",
-    "nats: something was published that is no message",
+    # NATS: of messages that are none of ours, and what others changed or removed.
     "nats: a message of %s became a dead letter",
     "nats: consumer %r of %s was",
     "nats: %s was gone",

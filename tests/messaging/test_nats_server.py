@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from molva.messaging import (
     Action,
-    Delivery,
     IncompatibleBrokerError,
     InvalidURLError,
     LeaseLostError,
@@ -24,8 +22,6 @@ from molva.messaging import (
     Queue,
     QueueFullError,
     SendManyError,
-    Subscription,
-    Topic,
     UnavailableError,
     open_queue,
     open_subscription,
@@ -47,18 +43,15 @@ from tests.brokers.table import KINDS
 from tests.conftest import skip_without
 from tests.faults.live.disk import Image, can_mount
 from tests.faults.live.proxy import Proxy
+from tests.messaging.servers import (
+    Unreachable,
+    both_ends,
+    consume,
+    lose_nothing_while_killed,
+    refusal,
+    send_surely,
+)
 from tests.messaging.test_nats import NATSHarness
-
-# Seconds within which whatever is wrong must be told.
-AT_ONCE = 5.0
-
-
-async def refusal(url: str, **options: str) -> Exception:
-    """Return the error by which opening is refused, which must not take long."""
-    async with asyncio.timeout(AT_ONCE):
-        with pytest.raises(Exception) as refused:  # noqa: PT011 - the caller looks at it
-            await open_queue(with_options(url, queue="q", **options))
-    return refused.value
 
 
 @contextlib.asynccontextmanager
@@ -78,25 +71,10 @@ TOPIC = Names("molva", "topic", "t", "s")
 # Opening --------------------------------------------------------------------------------------
 
 
-async def test_a_port_where_nobody_listens_is_named() -> None:
-    [port] = free_ports(1)
-    error = await refusal(f"nats://127.0.0.1:{port}")
-    assert isinstance(error, UnavailableError)
-    assert f"127.0.0.1:{port}" in str(error)
+class TestUnreachableNATS(Unreachable):
+    """A server that is not there, or says nothing."""
 
-
-async def test_a_server_that_never_answers_is_given_up() -> None:
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(hang, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    error = await refusal(f"nats://127.0.0.1:{port}")
-    assert isinstance(error, UnavailableError)
-    assert "no answer in time" in str(error)
-    server.close()
-    await asyncio.sleep(0.05)  # for the server's side to notice
+    scheme = "nats"
 
 
 @pytest.mark.parametrize(
@@ -531,73 +509,12 @@ class TestNATSQueueThatDies(Dying):
         return OwnNATSHarness(own_nats)
 
 
-async def send_surely(sender: Topic | Queue, message: Message) -> None:
-    """Send until it is confirmed, as whoever answers 503 lets its clients do."""
-    while True:
-        try:
-            await sender.send(message)
-            return
-        except UnavailableError:
-            await asyncio.sleep(0.05)
-
-
-async def consume(consumer: Subscription | Queue, got: Counter[bytes]) -> None:
-    """Count what is settled, whatever becomes of the server meanwhile."""
-
-    async def count(delivery: Delivery) -> None:
-        got[delivery.message.body] += 1
-
-    while True:
-        with contextlib.suppress(UnavailableError):
-            await consumer.run(count, concurrency=8)
-
-
-def _more_than(sent: set[bytes], number: float) -> bool:
-    return len(sent) > number
-
-
-async def both_ends(kind: str, url: str, lease: str) -> tuple[Topic | Queue, Subscription | Queue]:
-    if kind == "topic":
-        url = with_options(url, topic="t")
-        sender = await open_topic(url)
-        return sender, await open_subscription(f"{url}&subscription=s&lease={lease}")
-    url = with_options(url, queue="q", lease=lease)
-    return await open_queue(url), await open_queue(url)
-
-
 @pytest.mark.parametrize("kind", ["topic", "queue"])
 async def test_nothing_confirmed_is_lost_while_the_server_is_killed_under_100_publishers(
     kind: str,
 ) -> None:
-    publishers, each = 100, 20
     with private_nats() as server:
-        sender, consumer = await both_ends(kind, server.url, "1")
-        got: Counter[bytes] = Counter()
-        sent: set[bytes] = set()
-
-        async def publish(number: int) -> None:
-            for n in range(each):
-                body = b"%d.%d" % (number, n)
-                await send_surely(sender, Message(body))
-                sent.add(body)
-                await asyncio.sleep(0.01)
-
-        consuming = asyncio.create_task(consume(consumer, got))
-        publishing = [asyncio.create_task(publish(number)) for number in range(publishers)]
-        for part in (1 / 3, 1 / 2):
-            await eventually(functools.partial(_more_than, sent, part * publishers * each))
-            server.kill()
-            await asyncio.sleep(0.3)
-            await asyncio.to_thread(server.restart)
-        async with asyncio.timeout(60):
-            await asyncio.gather(*publishing)
-            while sent - got.keys():
-                await asyncio.sleep(0.05)
-        assert len(sent) == publishers * each
-        consuming.cancel()
-        await asyncio.wait([consuming])
-        await sender.close()
-        await consumer.close()
+        await lose_nothing_while_killed(kind, server)
 
 
 @pytest.mark.parametrize("kind", ["topic", "queue"])

@@ -18,7 +18,6 @@ from molva.messaging import (
     LeaseLostError,
     Message,
     MessageTooLargeError,
-    Queue,
     QueueFullError,
     QueueNotFoundError,
     SendManyError,
@@ -33,12 +32,9 @@ from molva.messaging.conformance.actors import starting
 from molva.messaging.drivers import _amqp_consumer, _amqp_link, _amqp_topology
 from molva.messaging.drivers._amqp_options import Names
 from tests.brokers import Server, make_certificates, private_rabbitmq
-from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import rabbitmqctl
 from tests.faults.live.proxy import Proxy
-
-# Seconds within which whatever is wrong must be told.
-AT_ONCE = 5.0
+from tests.messaging.servers import AT_ONCE, Unreachable, refusal, send_surely
 
 
 @pytest.fixture(autouse=True)
@@ -71,14 +67,6 @@ def main_queue(url: str, queue: str = "q") -> str:
     return Names.of_queue(prefix, queue).main
 
 
-async def refusal(url: str) -> Exception:
-    """Return the error by which opening is refused, which must not take long."""
-    async with asyncio.timeout(AT_ONCE):
-        with pytest.raises(Exception) as refused:  # noqa: PT011 - the caller looks at it
-            await open_queue(with_options(url, queue="q"))
-    return refused.value
-
-
 @pytest.fixture
 async def raw(rabbitmq_url: str) -> AsyncIterator[aiormq.abc.AbstractChannel]:
     """A channel of somebody else's to the shared server."""
@@ -89,25 +77,10 @@ async def raw(rabbitmq_url: str) -> AsyncIterator[aiormq.abc.AbstractChannel]:
 # Opening --------------------------------------------------------------------------------------
 
 
-async def test_a_port_where_nobody_listens_is_named() -> None:
-    [port] = free_ports(1)
-    error = await refusal(f"amqp://127.0.0.1:{port}")
-    assert isinstance(error, UnavailableError)
-    assert f"127.0.0.1:{port}" in str(error)
+class TestUnreachableRabbitMQ(Unreachable):
+    """A server that is not there, or says nothing."""
 
-
-async def test_a_server_that_never_answers_is_given_up() -> None:
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(hang, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    error = await refusal(f"amqp://127.0.0.1:{port}")
-    assert isinstance(error, UnavailableError)
-    assert "no answer in time" in str(error)
-    server.close()
-    await asyncio.sleep(0.05)  # for the server's side to notice
+    scheme = "amqp"
 
 
 async def test_a_server_of_something_else_is_told(redis_url: str) -> None:
@@ -539,15 +512,6 @@ async def test_connections_that_break_in_the_middle_come_back(rabbitmq_url: str)
         queue.stop()
         await running
     await proxy.close()
-
-
-async def send_surely(queue: Queue, message: Message) -> None:
-    while True:
-        try:
-            await queue.send(message)
-            return
-        except UnavailableError:
-            await asyncio.sleep(0.05)
 
 
 async def test_a_full_memory_refuses_what_is_sent_in_time_and_lets_consumers_go_on(

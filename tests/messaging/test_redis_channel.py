@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import string
 
 import pytest
 import redis
@@ -11,16 +10,14 @@ from molva.messaging import (
     InvalidURLError,
     Message,
     TopicNotFoundError,
-    UnsupportedFeatureError,
     open_subscription,
     open_topic,
     with_options,
 )
-from molva.messaging.conformance import PATIENCE, bodies, eventually, take
+from molva.messaging.conformance import PATIENCE, bodies, take
 from molva.messaging.drivers import _redis_channel
 from tests.brokers import private_redis
-
-ALPHABET = [letter.encode() for letter in string.ascii_lowercase]
+from tests.messaging.channels import Channels
 
 
 @pytest.fixture
@@ -30,42 +27,8 @@ def url(redis_url: str) -> str:
     )
 
 
-async def test_two_subscribers_both_read_the_alphabet_and_nothing_after_they_unsubscribe(
-    url: str,
-) -> None:
-    topic = await open_topic(url)
-    first = await open_subscription(url + "&subscription=first")
-    second = await open_subscription(url + "&subscription=second")
-    await topic.send_many([Message(letter) for letter in ALPHABET])
-    assert bodies(await take(first, 26)) == ALPHABET
-    assert bodies(await take(second, 26)) == ALPHABET
-
-    await first.close()
-    await second.close()
-    await topic.send_many([Message(letter) for letter in ALPHABET])
-
-    again = await open_subscription(url + "&subscription=first")
-    assert await again.receive(wait=0.2) == []
-    await topic.send(Message(b"new", key="k", headers={"a": "λ"}))
-    [delivery] = await take(again, 1)
-    assert (delivery.message.body, delivery.message.key) == (b"new", "k")
-    assert delivery.message.headers == {"a": "λ"}
-    assert delivery.settled
-    await again.close()
-    await topic.close()
-
-
-async def test_it_says_that_it_keeps_nothing(url: str) -> None:
-    async with await open_topic(url) as topic:
-        assert topic.capabilities.delivery == "at-most-once"
-        assert topic.capabilities.survives == frozenset()
-        assert await topic.stat() is None
-    async with await open_subscription(url + "&subscription=s") as subscription:
-        with pytest.raises(UnsupportedFeatureError, match="peek"):
-            await subscription.peek()
-    for feature in ("at-least-once", "kill", "earliest", "replay", "capacity"):
-        with pytest.raises(UnsupportedFeatureError):
-            await open_topic(url, require=[feature])
+class TestRedisChannels(Channels):
+    """What every channel does."""
 
 
 async def test_a_subscription_without_the_option_is_told_what_the_topic_is(url: str) -> None:
@@ -75,53 +38,9 @@ async def test_a_subscription_without_the_option_is_told_what_the_topic_is(url: 
             await open_subscription(plain + "&subscription=s")
 
 
-async def test_a_topic_that_is_a_log_stays_one(url: str) -> None:
-    plain = url.replace("&delivery=at-most-once", "")
-    async with (
-        await open_topic(plain) as topic,
-        await open_subscription(url + "&subscription=s") as subscription,
-    ):
-        await topic.send(Message(b"1"))
-        assert subscription.capabilities.delivery == "at-least-once"
-        assert bodies(await take(subscription, 1)) == [b"1"]
-
-
 async def test_create_never_finds_no_channel(url: str) -> None:
     with pytest.raises(TopicNotFoundError, match="create=never"):
         await open_topic(url + "&create=never")
-
-
-async def test_a_waiting_subscriber_has_a_message_within_50_ms(url: str) -> None:
-    async with (
-        await open_topic(url) as topic,
-        await open_subscription(url + "&subscription=s") as subscription,
-    ):
-        loop = asyncio.get_running_loop()
-        quickest = 1.0
-        for _ in range(5):
-            waiting = asyncio.create_task(subscription.receive(wait=PATIENCE))
-            await asyncio.sleep(0.05)
-            began = loop.time()
-            await topic.send(Message(b"1"))
-            await waiting
-            quickest = min(quickest, loop.time() - began)
-        assert quickest < 0.05
-
-
-async def test_a_subscriber_that_is_too_slow_loses_the_newest(
-    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(_redis_channel, "_MOST_MESSAGES", 5)
-    async with (
-        await open_topic(url) as topic,
-        await open_subscription(url + "&subscription=s") as subscription,
-    ):
-        await topic.send_many([Message(b"%d" % n) for n in range(8)])
-        driver = subscription._driver
-        assert isinstance(driver, _redis_channel.RedisChannelSubscription)
-        await eventually(lambda: driver.dropped == 3)
-        assert bodies(await subscription.receive(10)) == [b"0", b"1", b"2", b"3", b"4"]
-    assert "too slow" in caplog.text
 
 
 async def test_what_is_no_message_is_passed_over(

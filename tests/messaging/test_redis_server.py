@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,9 @@ import redis
 
 from molva._base import redis_server
 from molva.messaging import (
-    Delivery,
     IncompatibleBrokerError,
     InvalidURLError,
     Message,
-    Queue,
-    Subscription,
-    Topic,
     UnavailableError,
     open_queue,
     open_subscription,
@@ -27,42 +22,21 @@ from molva.messaging import (
 )
 from molva.messaging.conformance import PATIENCE, eventually
 from tests.brokers import make_certificates, private_redis
-from tests.brokers.ports import free_ports
-
-# Seconds within which whatever is wrong must be told.
-AT_ONCE = 5.0
-
-
-async def refusal(url: str) -> Exception:
-    """Return the error by which opening is refused, which must not take long."""
-    async with asyncio.timeout(AT_ONCE):
-        with pytest.raises(Exception) as refused:  # noqa: PT011 - the caller looks at it
-            await open_queue(with_options(url, queue="q"))
-    return refused.value
-
+from tests.messaging.servers import (
+    Unreachable,
+    both_ends,
+    lose_nothing_while_killed,
+    refusal,
+    send_surely,
+)
 
 # Opening --------------------------------------------------------------------------------------
 
 
-async def test_a_port_where_nobody_listens_is_named() -> None:
-    [port] = free_ports(1)
-    error = await refusal(f"redis://127.0.0.1:{port}")
-    assert isinstance(error, UnavailableError)
-    assert f"127.0.0.1:{port}" in str(error)
+class TestUnreachableRedis(Unreachable):
+    """A server that is not there, or says nothing."""
 
-
-async def test_a_server_that_never_answers_is_given_up() -> None:
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(hang, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    error = await refusal(f"redis://127.0.0.1:{port}")
-    assert isinstance(error, UnavailableError)
-    assert "no answer in time" in str(error)
-    server.close()
-    await asyncio.sleep(0.05)  # for the server's side to notice
+    scheme = "redis"
 
 
 @pytest.mark.parametrize(
@@ -207,86 +181,18 @@ async def test_a_replica_is_refused_at_open_and_when_it_becomes_one() -> None:
 # Going on -------------------------------------------------------------------------------------
 
 
-async def send_surely(sender: Topic | Queue, message: Message) -> None:
-    """Send until it is confirmed, as whoever answers 503 lets its clients do."""
-    while True:
-        try:
-            await sender.send(message)
-            return
-        except UnavailableError:
-            await asyncio.sleep(0.05)
-
-
-async def consume(consumer: Subscription | Queue, got: Counter[bytes]) -> None:
-    """Count what is settled, whatever becomes of the server meanwhile."""
-
-    async def count(delivery: Delivery) -> None:
-        got[delivery.message.body] += 1
-
-    while True:
-        with contextlib.suppress(UnavailableError):
-            await consumer.run(count, concurrency=8)
-
-
-def _more_than(sent: set[bytes], number: float) -> bool:
-    return len(sent) > number
-
-
 @pytest.mark.parametrize("kind", ["topic", "queue"])
 async def test_nothing_confirmed_is_lost_while_the_server_is_killed_under_100_publishers(
     kind: str,
 ) -> None:
-    publishers, each = 100, 20
     with private_redis() as server:
-        sender: Topic | Queue
-        consumer: Subscription | Queue
-        if kind == "topic":
-            url = with_options(server.url, topic="t")
-            sender = await open_topic(url)
-            consumer = await open_subscription(url + "&subscription=s&lease=1")
-        else:
-            url = with_options(server.url, queue="q", lease="1")
-            sender, consumer = await open_queue(url), await open_queue(url)
-        got: Counter[bytes] = Counter()
-        sent: set[bytes] = set()
-
-        async def publish(number: int) -> None:
-            for n in range(each):
-                body = b"%d.%d" % (number, n)
-                await send_surely(sender, Message(body))
-                sent.add(body)
-                await asyncio.sleep(0.01)
-
-        consuming = asyncio.create_task(consume(consumer, got))
-        publishing = [asyncio.create_task(publish(number)) for number in range(publishers)]
-        for part in (1 / 3, 1 / 2):
-            await eventually(functools.partial(_more_than, sent, part * publishers * each))
-            server.kill()
-            await asyncio.sleep(0.3)
-            await asyncio.to_thread(server.restart)
-        async with asyncio.timeout(60):
-            await asyncio.gather(*publishing)
-            while sent - got.keys():
-                await asyncio.sleep(0.05)
-        assert len(sent) == publishers * each
-        consuming.cancel()
-        await asyncio.wait([consuming])
-        await sender.close()
-        await consumer.close()
+        await lose_nothing_while_killed(kind, server)
 
 
 @pytest.mark.parametrize("kind", ["topic", "queue"])
 async def test_connections_that_are_killed_lose_nothing_and_repeat_nothing_acked(kind: str) -> None:
     with private_redis() as server:
-        sender: Topic | Queue
-        consumer: Subscription | Queue
-        if kind == "topic":
-            url = with_options(server.url, topic="t")
-            sender = await open_topic(url)
-            consumer = await open_subscription(url + "&subscription=s&lease=30")
-        else:
-            url = with_options(server.url, queue="q", lease="30")
-            sender, consumer = await open_queue(url), await open_queue(url)
+        sender, consumer = await both_ends(kind, server.url, "30")
         got: set[bytes] = set()
 
         async def receive() -> None:
