@@ -5,24 +5,30 @@ The consumers of one subscription are a queue group: each message comes to one o
 
 import asyncio
 from collections.abc import Sequence
-from typing import final
+from typing import Final, final
 
 from nats.aio.msg import Msg
 
 from molva._base.clock import Clock
+from molva._base.waiting import first_of
 from molva.messaging.driver import Capabilities, Outcome
 from molva.messaging.drivers._channel import PAUSE, ChannelSubscription, ChannelTopic
+from molva.messaging.drivers._nats_link import Connection
 from molva.messaging.drivers._nats_messages import (
     ForeignMessageError,
     Names,
     headers_of,
     message_of,
+    size_of,
 )
 from molva.messaging.drivers._nats_opening import NATSServer
-from molva.messaging.errors import MessagingError
+from molva.messaging.errors import MessageTooLargeError, MessagingError
 from molva.messaging.message import Message
 
 __all__ = ["NATSChannelSubscription", "NATSChannelTopic"]
+
+# Seconds between two looks whether the other side is there.
+_PING: Final = 5.0
 
 
 @final
@@ -32,15 +38,25 @@ class NATSChannelTopic(ChannelTopic):
     def __init__(self, server: NATSServer, names: Names, *, capabilities: Capabilities) -> None:
         super().__init__(capabilities)
         self._link = server.link
+        self._limit = server.max_payload
         self._subject = names.channel
 
-    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome]:
+    async def send_batch(self, messages: Sequence[Message]) -> list[Outcome | MessagingError]:
         """Publish messages in their order; return when the server has them."""
         connection = await self._link.connected()
+        outcomes: list[Outcome | MessagingError] = []
         for message in messages:
-            await connection.publish(self._subject, message.body, headers=headers_of(message))
+            headers = headers_of(message)
+            beyond = size_of(message, headers) - self._limit
+            if beyond > 0:
+                # The server would end the connection, with all that is behind.
+                size = len(message.body)
+                outcomes.append(MessageTooLargeError(size, max(0, size - beyond)))
+                continue
+            await connection.publish(self._subject, message.body, headers=headers)
+            outcomes.append(Outcome.STORED)
         await connection.flush()
-        return [Outcome.STORED] * len(messages)
+        return outcomes
 
     async def close(self) -> None:
         """Let go of the server."""
@@ -74,25 +90,36 @@ class NATSChannelSubscription(ChannelSubscription):
         await super().close()
         await self._link.close()
 
-    async def _subscribe(self) -> asyncio.Event:
-        """Subscribe over whatever connection there is; return what tells of its end."""
+    async def _subscribe(self) -> Connection:
+        """Subscribe over whatever connection there is; return which one that is."""
         connection = await self._link.connected()
-        await connection.subscribe(self._names.channel, self._note, group=self._names.consumer)
-        await connection.flush()
+        try:
+            await connection.subscribe(self._names.channel, self._note, group=self._names.consumer)
+            await connection.flush()
+        except MessagingError:
+            await connection.close()  # or the next try would be a second one, beside this
+            raise
         self._subscribed.set()
-        return connection.ended
+        return connection
 
     async def _listen(self) -> None:
         """Be subscribed, again and again until closed."""
-        ended = (await self._link.connected()).ended
+        connection = await self._link.connected()
         while True:
-            await ended.wait()
-            self._subscribed.clear()
             try:
-                ended = await self._subscribe()
+                await self._until_ended(connection)
+                self._subscribed.clear()
+                connection = await self._subscribe()
             except MessagingError as error:
                 self._log.warning("%s: not subscribed: %s", self._link.address, error)
                 await asyncio.sleep(PAUSE)
+
+    async def _until_ended(self, connection: Connection) -> None:
+        """Wait for the end of a connection: it ends where nothing comes back for too long."""
+        while not connection.ended.is_set():
+            await first_of(self._clock.sleep(_PING), connection.ended.wait())
+            if not connection.ended.is_set():
+                await connection.flush()
 
     async def _note(self, msg: Msg) -> None:
         try:
