@@ -285,7 +285,9 @@ class Spool:
         """Store a rating in the outbox, behind all that is there."""
         broker, oldest = self.broker, self._outbox.oldest_at_us
         if self._full is not None:
-            raise self._full  # the broker is back, and has no room for what waits here
+            # The broker is back, and has no room for what waits here. A new error each time: one
+            # that is raised again and again keeps the stack of everybody who met it.
+            raise QueueFullError(self._full.capacity)
         if broker is not None and len(message.body) > broker.capabilities.max_body_bytes:
             raise MessageTooLargeError(len(message.body), broker.capabilities.max_body_bytes)
         hours = 0.0 if oldest is None else (self._clock.now_us() - oldest) / 3.6e9
