@@ -324,6 +324,30 @@ async def test_somebody_elses_message_becomes_a_dead_letter_that_says_so(
         assert all("molva" in letter.reason.lower() for letter in letters)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"molva-key": 5},
+        {"molva-meta": '{"ttl":"soon"}'},
+        {"x-delivery-count": "a", "x-acquired-count": "b", "molva-stored-us": "c"},
+    ],
+)
+async def test_fields_that_are_none_make_a_dead_letter(
+    url: str, raw: aiormq.abc.AbstractChannel, headers: dict[str, aiormq.abc.FieldValue]
+) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        about = aiormq.spec.Basic.Properties(message_id="00" * 16, headers=headers)
+        await raw.basic_publish(b"bad", routing_key=main_queue(url), properties=about)
+        await queue.send(Message(b"good"))
+        [good] = await take(queue, 1)
+        assert good.message.body == b"good"
+        await good.ack()
+        async with asyncio.timeout(PATIENCE):
+            while not (letters := await queue.dead_letters()):
+                await asyncio.sleep(0.05)
+        assert [letter.message.body for letter in letters] == [b"bad"]
+
+
 async def test_what_another_client_gives_up_is_a_dead_letter_with_the_servers_reason(
     url: str, raw: aiormq.abc.AbstractChannel
 ) -> None:
@@ -557,3 +581,22 @@ async def test_a_server_that_hangs_fails_sends_in_time(own: Server) -> None:
             found: list[bytes] = []
             while not {b"1", b"3"} <= set(found):
                 found += bodies(await queue.receive(10))
+
+
+async def test_a_connection_that_died_without_a_word_is_noticed(
+    own: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_amqp_link, "ANSWER", 0.5)
+    proxy = Proxy(own.port, seed=1)
+    await proxy.start()
+    url = with_options(own_url(own), queue="q")
+    through = url.replace(f":{own.port}", f":{proxy.port}")
+    async with await open_queue(through) as queue, await open_queue(url) as other:
+        waiting = asyncio.create_task(queue.receive(wait=60.0))
+        await asyncio.sleep(0.3)
+        proxy.mute()
+        await other.send(Message(b"1"))
+        # Heartbeats would tell in a minute and a half.
+        async with asyncio.timeout(PATIENCE):
+            assert bodies(await waiting) == [b"1"]
+    await proxy.close()

@@ -104,6 +104,18 @@ class Message:
             if self.ttl == 0:
                 raise ValueError("ttl=0 is refused: nobody could ever receive the message")
 
+    def checked(self) -> "Message":
+        """Return the message, which somebody else may have made. Raises what ``check`` raises."""
+        key = self.key
+        if (
+            self.headers
+            or self.ttl is not None
+            or self.priority
+            or not (key is None or (type(key) is str and key.isascii()))
+        ):
+            self.check()
+        return self
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Message):
             return NotImplemented

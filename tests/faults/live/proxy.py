@@ -66,6 +66,8 @@ class _Link:
         # Of answers, since the fault began: counted here, because a cut falls in the
         # middle of a connection's life.
         self.answered = 0
+        # Whether nothing passes any more, for good.
+        self.mute = False
 
     def close(self, *, reset: bool) -> None:
         for end in self.ends:
@@ -124,6 +126,11 @@ class Proxy:
             self._server = None
         self.reset()
 
+    def mute(self) -> None:
+        """Let every open connection die without a word; new ones live."""
+        for link in self._links:
+            link.mute = True
+
     def reset(self) -> None:
         """Reset every open connection."""
         for link in list(self._links):
@@ -173,7 +180,7 @@ class Proxy:
         try:
             while chunk := await reader.read(_CHUNK):
                 faults = self._faults
-                if faults.drop or faults.lost == direction:
+                if link.mute or faults.drop or faults.lost == direction:
                     continue
                 if faults.delay or faults.jitter:
                     await asyncio.sleep(faults.delay + faults.jitter * self._random.random())

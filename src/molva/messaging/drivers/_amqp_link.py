@@ -103,14 +103,25 @@ class AMQPLink:
             InvalidURLError: It does not let us in.
         """
         with translated(self._address):
-            async with self._turn, asyncio.timeout(ANSWER):
-                connection = await self._connect()
+            async with self._turn:
                 try:
-                    channel = await connection.channel(publisher_confirms=confirms)
-                except RuntimeError as error:  # it was closed in this very moment
-                    raise ConnectionError(str(error)) from error
-            assert isinstance(channel, Channel)
-            return channel
+                    async with asyncio.timeout(ANSWER):
+                        return await self._new_channel(confirms=confirms)
+                except TimeoutError:
+                    # It may have died without a word, which heartbeats tell a minute later. One
+                    # that is full does not answer either, and is there.
+                    if not self.is_blocked():
+                        await self.drop()
+                    raise
+
+    async def _new_channel(self, *, confirms: bool) -> Channel:
+        connection = await self._connect()
+        try:
+            channel = await connection.channel(publisher_confirms=confirms)
+        except RuntimeError as error:  # it was closed in this very moment
+            raise ConnectionError(str(error)) from error
+        assert isinstance(channel, Channel)
+        return channel
 
     async def _connect(self) -> aiormq.Connection:
         if self._closed:

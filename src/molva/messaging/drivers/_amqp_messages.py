@@ -23,7 +23,7 @@ from pamqp.commands import Basic
 
 from molva._base.ids import ID_BYTES
 from molva.messaging.driver import DeadLetter
-from molva.messaging.message import NO_HEADERS, Message
+from molva.messaging.message import MAX_PRIORITY, NO_HEADERS, Message
 
 __all__ = [
     "ForeignMessageError",
@@ -226,7 +226,7 @@ def _headers_of(delivered: DeliveredMessage) -> Mapping[str, Any]:
 
 def _returns(headers: Mapping[str, Any]) -> int:
     counts = [headers.get(name, 0) for name in _COUNTS]
-    return max(count for count in counts if isinstance(count, int))
+    return max((count for count in counts if isinstance(count, int)), default=0)
 
 
 def _message_of(delivered: DeliveredMessage, headers: Mapping[str, Any]) -> Message:
@@ -247,8 +247,8 @@ def _message_of(delivered: DeliveredMessage, headers: Mapping[str, Any]) -> Mess
             id_,
             key,
             found.get("headers") or NO_HEADERS,
-            properties.priority or 0,
+            min(properties.priority or 0, MAX_PRIORITY),  # as the server takes it
             ttl=found.get("ttl"),
-        )
+        ).checked()
     except (ValueError, TypeError, AttributeError) as error:
         raise ForeignMessageError(f"it is none of Molva's messages: {error}") from error

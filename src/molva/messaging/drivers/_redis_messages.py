@@ -122,7 +122,7 @@ def _made(
         found.get("headers") or NO_HEADERS,
         priority,
         ttl=found.get("ttl"),
-    )
+    ).checked()
 
 
 def fields_of(message: Message) -> tuple[bytes | str, ...]:
