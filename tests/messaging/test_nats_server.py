@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from molva.messaging import (
     Action,
+    Delivery,
     IncompatibleBrokerError,
     InvalidURLError,
     LeaseLostError,
@@ -24,6 +26,8 @@ from molva.messaging import (
     SendManyError,
     UnavailableError,
     open_queue,
+    open_requester,
+    open_responder,
     open_subscription,
     open_topic,
     with_options,
@@ -32,9 +36,10 @@ from molva.messaging.conformance import PATIENCE, Harness, bodies, eventually, t
 from molva.messaging.conformance.dying import Dying
 from molva.messaging.drivers import _nats_link, _nats_opening
 from molva.messaging.drivers import nats as driver
-from molva.messaging.drivers._nats_link import NATSAddress, NATSLink
+from molva.messaging.drivers._nats_link import NATSAddress, NATSLink, Question
 from molva.messaging.drivers._nats_messages import Names
 from molva.messaging.drivers._nats_opening import NATSServer
+from molva.messaging.drivers.nats import NATSQueue
 from molva.messaging.url import BrokerURL
 from tests.brokers import Server, make_certificates, private_nats
 from tests.brokers.kind import Place
@@ -343,6 +348,105 @@ async def test_a_message_that_the_server_does_not_take_fails_alone() -> None:
             assert len(letter.message.body) == most
 
 
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_message_that_leaves_no_room_for_a_reason_becomes_a_dead_letter_all_the_same(
+    ours: bool,
+) -> None:
+    size = 65_536
+    with private_nats(max_payload=size) as server:
+        async with await open_queue(with_options(server.url, queue="q")) as queue:
+            async with streams_of(server.url) as streams:
+                headers = {"Nats-Msg-Id": "00" * 16} if ours else None
+                spare = 100 if ours else 0
+                await streams.publish(QUEUE.subject, bytes(size - spare), headers=headers)
+            await queue.send(Message(b"good"))
+            for delivery in await take(queue, 2 if ours else 1):
+                if delivery.message.body == b"good":
+                    await delivery.ack()
+                else:
+                    await delivery.reject("\N{GRINNING FACE}" * 5_000)
+            async with asyncio.timeout(PATIENCE):
+                while (stat := await queue.stat()) is None or stat.pending:
+                    await asyncio.sleep(0.05)
+            [letter] = await queue.dead_letters()
+            assert letter.reason.endswith(f"the end of its {size - spare} bytes is cut")
+            assert size - 4_096 < len(letter.message.body) < size
+
+
+@pytest.mark.parametrize("meta", ['{"ttl":"soon"}', '{"key":5}', '{"headers":{"a":1}}'])
+async def test_fields_that_are_none_make_a_dead_letter(nats_url: str, meta: str) -> None:
+    url = with_options(nats_url, queue="q", prefix=f"test-{secrets.token_hex(6)}")
+    async with await open_queue(url) as queue:
+        names = Names(url.partition("prefix=")[2], "queue", "q")
+        async with streams_of(nats_url) as streams:
+            headers = {"Nats-Msg-Id": "00" * 16, "Molva": meta}
+            await streams.publish(names.subject, b"bad", headers=headers)
+        await queue.send(Message(b"good"))
+        [good] = await take(queue, 1)
+        await good.ack()
+        [letter] = await queue.dead_letters()
+        assert letter.message.body == b"bad"
+        assert "undecodable" in letter.reason
+
+
+# Leases ---------------------------------------------------------------------------------------
+
+
+async def test_what_nobody_settles_is_not_held_for_ever(nats_url: str) -> None:
+    url = with_options(nats_url, queue="q", prefix=f"test-{secrets.token_hex(6)}", lease="0.3")
+    async with await open_queue(url) as queue:
+        await queue.send_many([Message(b"%d" % n) for n in range(50)])
+        [late, *_] = await take(queue, 50)
+        driver = queue._driver
+        assert isinstance(driver, NATSQueue)
+        await eventually(lambda: not driver._held)
+        with pytest.raises(LeaseLostError):
+            await late.ack()
+
+
+async def test_a_long_lease_of_a_consumer_that_is_gone_ends_no_looking_after(
+    nats_url: str,
+) -> None:
+    url = with_options(nats_url, queue="q", prefix=f"test-{secrets.token_hex(6)}", lease="1.5")
+    async with await open_queue(url) as queue:
+        await queue.send(Message(b"1"))
+        [delivery] = await take(queue, 1)
+        await delivery.extend(30.0)
+        driver = queue._driver
+        assert isinstance(driver, NATSQueue)
+        async with streams_of(nats_url) as streams:
+            await streams.delete_stream(driver._names.stream)
+        # Looking after is the first to see it.
+        await (await driver._link.connected()).close()
+        await eventually(lambda: not driver._held)
+        await asyncio.sleep(0.6)
+        assert driver._beating is not None
+        assert not driver._beating.done()
+
+
+async def test_a_question_that_is_given_up_takes_no_answer_from_others(nats_url: str) -> None:
+    link = NATSLink(NATSAddress.of(BrokerURL.parse(nats_url)))
+    connection = await link.connected()
+    answered: list[int] = []
+
+    async def small(number: int) -> None:
+        await connection.flush()
+        answered.append(number)
+
+    # To nobody who answers; larger than what is written without waiting.
+    large = [Question(connection.new_inbox(), bytes(900_000))] * 8
+    asking = asyncio.create_task(connection.ask(large))
+    others = []
+    while len(others) < 40:
+        others.append(asyncio.create_task(small(len(others))))
+        await asyncio.sleep(0)
+    asking.cancel()
+    async with asyncio.timeout(2.0):
+        await asyncio.gather(*others)
+    assert len(answered) == 40
+    await link.close()
+
+
 # Changed by others ----------------------------------------------------------------------------
 
 
@@ -443,6 +547,34 @@ async def test_a_queue_made_anew_takes_no_acknowledgement_of_an_old_message() ->
         assert bodies(await take(new, 1)) == [b"new"], "an old ack settled a new message"
         await old.close()
         await new.close()
+
+
+async def test_a_request_whose_reply_topic_was_removed_is_worked_on_once(nats_url: str) -> None:
+    prefix = f"test-{secrets.token_hex(6)}"
+    requests = with_options(nats_url, prefix=prefix, queue="q")
+    replies = with_options(nats_url, prefix=prefix, topic="t")
+    worked = 0
+
+    async def work(request: Delivery) -> Message:
+        nonlocal worked
+        worked += 1
+        return Message(b"done")
+
+    async with await open_responder(requests) as responder, await open_queue(requests) as queue:
+        async with await open_requester(requests, replies) as requester:
+            working = asyncio.create_task(responder.run(work))
+            await requester.ask(Message(b"1"), timeout=PATIENCE)
+        async with streams_of(nats_url) as streams:
+            await streams.delete_stream(Names(prefix, "topic", "t").stream)
+        await queue.send(Message(b"2", headers={"reply-to": "t"}))
+        async with asyncio.timeout(PATIENCE):
+            while not (letters := await queue.dead_letters()):
+                await asyncio.sleep(0.05)
+        assert "no reply can be sent" in letters[0].reason
+        assert responder.counters.unanswerable == 1
+        assert worked == 2
+        responder.stop()
+        await working
 
 
 async def test_a_wiped_server_is_an_empty_topic(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,8 @@ from nats.js import JetStreamContext
 
 from molva.messaging import (
     Action,
+    Delivery,
+    InUseError,
     LeaseLostError,
     Message,
     Subscription,
@@ -76,6 +78,32 @@ async def test_two_subscribers_both_read_the_alphabet_and_nothing_after_they_uns
         for name in "ab":
             with pytest.raises(TopicNotFoundError):
                 await open_subscription(f"{url}&subscription={name}&create=never")
+
+
+async def test_a_busy_subscription_is_not_removed(url: str) -> None:
+    async with (
+        await open_topic(url) as topic,
+        await open_subscription(f"{url}&subscription=s") as subscription,
+    ):
+        handled = 0
+
+        async def handle(delivery: Delivery) -> None:
+            nonlocal handled
+            handled += 1
+
+        async def send() -> None:
+            while True:
+                await topic.send_many(numbered(20))
+
+        # It asks for more at few moments, and is away from the server at all others.
+        working = [asyncio.create_task(subscription.run(handle)), asyncio.create_task(send())]
+        for _ in range(5):
+            with pytest.raises(InUseError):
+                await topic.remove_subscription("s")
+        assert handled
+        for task in working:
+            task.cancel()
+        await asyncio.wait(working)
 
 
 async def test_what_is_given_back_untouched_is_no_attempt_however_often(url: str) -> None:

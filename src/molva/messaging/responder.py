@@ -38,6 +38,7 @@ from molva.messaging.errors import (
     InvalidURLError,
     LeaseLostError,
     MessageTooLargeError,
+    MessagingError,
     NotFoundError,
     RejectError,
     UnsupportedFeatureError,
@@ -225,13 +226,20 @@ class Responder(Closing):
         try:
             topic = await self._topics.open(name)
         except (NotFoundError, InvalidURLError, UnsupportedFeatureError) as error:
-            self.counters.unanswerable += 1
-            raise RejectError(f"no reply can be sent to topic {name!r}: {error}") from error
-        sent = await self._send(topic, request, await self._reply(handler, delivery))
+            raise self._unanswerable(name, error) from error
+        reply = await self._reply(handler, delivery)
+        try:
+            sent = await self._send(topic, request, reply)
+        except NotFoundError as error:  # it was removed since it was opened
+            raise self._unanswerable(name, error) from error
         if ERROR_TYPE in sent.headers:
             self.counters.failed += 1
         else:
             self.counters.answered += 1
+
+    def _unanswerable(self, name: str, error: MessagingError) -> RejectError:
+        self.counters.unanswerable += 1
+        return RejectError(f"no reply can be sent to topic {name!r}: {error}")
 
     async def _reply(self, handler: _Handler, delivery: Delivery) -> Message:
         """Return what the handler answers; an error where it raises."""

@@ -361,7 +361,8 @@ class NATSConsumer:
         return [Outcome.EXTENDED if t in set(going) else Outcome.LEASE_LOST for t in names]
 
     def _progress(self, tokens: Iterable[str]) -> list[tuple[str, bytes]]:
-        return [(self._held[token].subject, _PROGRESS) for token in tokens]
+        held = self._held
+        return [(held[token].subject, _PROGRESS) for token in tokens if token in held]
 
     async def flush(self) -> None:
         """Nothing to do: what was settled is confirmed, and survives what the stream does."""
@@ -413,6 +414,7 @@ class NATSConsumer:
         while True:
             pause = min(_LOOK, self._place.lease / 3)
             await asyncio.sleep(pause)
+            self._drop_lost()
             # Receiving tells of trouble, and ends it.
             with contextlib.suppress(MessagingError):
                 await self._keep_longer(pause)
@@ -425,8 +427,18 @@ class NATSConsumer:
         going = [t for t, until in self._longer.items() if until > now + pause and t in self._held]
         for token in self._longer.keys() - set(going):
             del self._longer[token]
-        if going:
-            await self._tell(await self._sure(), self._progress(going))
+        if not going:
+            return
+        connection = await self._sure()
+        # It may have been settled meanwhile, or be of a consumer that is gone.
+        if told := self._progress(going):
+            await self._tell(connection, told)
+
+    def _drop_lost(self) -> None:
+        """Let go of what nobody settled in time: whoever still does is told that it is lost."""
+        now = self._clock.monotonic()
+        for token in [token for token, held in self._held.items() if held.deadline <= now]:
+            self._let_go(token)
 
     async def close(self) -> None:
         """Give back what is held, let go of the server."""

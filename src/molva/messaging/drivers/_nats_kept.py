@@ -18,6 +18,7 @@ from molva.messaging.drivers._nats_messages import (
     Names,
     dead_headers_of,
     dead_letter_of,
+    fitting,
     replay_headers_of,
 )
 from molva.messaging.drivers._nats_streams import JetStream, kept_settings
@@ -79,6 +80,8 @@ class Kept:
 
     async def bury(self, letters: Sequence[tuple[DeadLetter, int]]) -> None:
         """Store dead letters, each with the sequence number that it had."""
+        most = (await self._link.connected()).client.max_payload
+        letters = [(fitting(letter, most), sequence) for letter, sequence in letters]
         await self._store(
             [
                 Question(

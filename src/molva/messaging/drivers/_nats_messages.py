@@ -18,6 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final, final
 
@@ -34,6 +35,7 @@ __all__ = [
     "dead_headers_of",
     "dead_letter_of",
     "encoded",
+    "fitting",
     "foreign",
     "headers_of",
     "message_of",
@@ -50,8 +52,9 @@ _DEAD: Final = "Molva-Dead"
 _LONGEST: Final = 120
 _DIGEST: Final = 20
 
-# Bytes of a reason that are kept at most: a letter must fit where its message did.
-_LONGEST_REASON: Final = 500
+# Bytes of a reason that are kept at most, as they stand in a header, where one character may
+# take twelve: a letter must fit where its message did.
+_LONGEST_REASON: Final = 1_500
 # Bytes of the headers of a message that has an id only, and of another one beside its value.
 _PLAIN_BYTES: Final = len(f"NATS/1.0\r\n{MSG_ID}: \r\n\r\n") + 2 * ID_BYTES
 _META_BYTES: Final = len(f"{_META}: \r\n")
@@ -186,13 +189,37 @@ def dead_headers_of(letter: DeadLetter) -> dict[str, str]:
     """Return the headers of a dead letter that is stored."""
     message = letter.message
     about = {
-        "reason": letter.reason[:_LONGEST_REASON],
+        "reason": _cut(letter.reason),
         "attempts": letter.attempts,
         "died_at_us": letter.died_at_us,
         "stored_at_us": letter.stored_at_us,
     }
     meta = {**_meta_of(message), "id": message.id.hex()}
     return {_META: _json(meta), _DEAD: _json(about)}
+
+
+def fitting(letter: DeadLetter, most: int) -> DeadLetter:
+    """Return a letter that a server takes: what others stored may leave no room for a reason.
+
+    ``most``: bytes of a message, headers and all, that it takes. What does not fit is cut off
+    the end of the body, and told.
+    """
+    lines = (f"{name}: {value}\r\n" for name, value in dead_headers_of(letter).items())
+    beyond = len("NATS/1.0\r\n\r\n") + sum(map(len, lines)) + len(letter.message.body) - most
+    if beyond <= 0:
+        return letter
+    m = letter.message
+    told = f"{_cut(letter.reason, _LONGEST_REASON // 2)}; the end of its {len(m.body)} bytes is cut"
+    body = m.body[: max(0, len(m.body) - beyond - len(told))]
+    kept = Message(body, m.id, m.key, m.headers, m.priority, ttl=m.ttl)
+    return replace(letter, message=kept, reason=told)
+
+
+def _cut(reason: str, most: int = _LONGEST_REASON) -> str:
+    found = reason[:most]
+    while (size := len(encode_basestring_ascii(found))) > most:
+        found = found[: len(found) * most // size]
+    return found
 
 
 def dead_letter_of(msg: Msg, origin: str) -> DeadLetter:
@@ -223,9 +250,8 @@ def _made(body: bytes, id_: str, meta: dict[str, Any]) -> Message:
     found = bytes.fromhex(meta.get("id", id_))
     if len(found) != ID_BYTES:
         raise ValueError
-    return Message(
-        body, found, meta.get("key"), meta.get("headers") or NO_HEADERS, ttl=meta.get("ttl")
-    )
+    headers = meta.get("headers") or NO_HEADERS
+    return Message(body, found, meta.get("key"), headers, ttl=meta.get("ttl")).checked()
 
 
 def _json(value: object) -> str:

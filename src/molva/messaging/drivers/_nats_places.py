@@ -5,6 +5,7 @@ What somebody has deleted is made anew, what somebody has changed is set right, 
 told: neither may pass in silence.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, final
@@ -46,6 +47,12 @@ _TRIM: Final = 30.0
 
 # Calls of ``look_after`` after which a consumer is looked at even if nothing was settled.
 _SELDOM: Final = 5
+
+# Looks at a consumer, and seconds between two, before it is taken for one that nobody consumes: no
+# server tells who does, and a busy one waits for a message at few moments. Fewer, and it is
+# removed under the hands of a busy process; more, and whoever removes waits.
+_LIFE_LOOKS: Final = 6
+_LIFE_PAUSE: Final = 0.2
 
 # How often a consumer is replaced that others make anew meanwhile.
 _TRIES: Final = 5
@@ -299,14 +306,19 @@ class Place:
     async def remove(self) -> bool:
         """Remove the consumer and what is kept for it; return whether there was one."""
         names = self.names
-        found = await self.jetstream.consumer(names.stream, names.consumer)
-        if found is None:
-            return False
-        if found.waiting:
-            raise InUseError(
-                f"nats: {found.waiting} consumers of subscription {names.consumer_name!r} wait for "
-                "messages; stop them, then remove it"
-            )
+        before: Consumer | None = None
+        for look in range(_LIFE_LOOKS):
+            if look:
+                await asyncio.sleep(_LIFE_PAUSE)
+            found = await self.jetstream.consumer(names.stream, names.consumer)
+            if found is None:
+                return False
+            if found.waiting or (before is not None and found.moved != before.moved):
+                raise InUseError(
+                    f"nats: subscription {names.consumer_name!r} is being consumed; stop its "
+                    "consumers, then remove it"
+                )
+            before = found
         removed = await self.jetstream.delete_consumer(names.stream, names.consumer)
         await self.kept.purge_all()
         return removed

@@ -111,6 +111,7 @@ class Consumer:
         held: Messages handed over and not settled, or given back.
         floor: The sequence number up to which all is settled.
         waiting: Receives that wait for a message.
+        moved: Numbers that change whenever something is handed over or settled.
         settings: What it was set to.
     """
 
@@ -120,6 +121,7 @@ class Consumer:
     held: int
     floor: int
     waiting: int
+    moved: tuple[int, int]
     settings: Mapping[str, Any]
 
     @property
@@ -465,5 +467,6 @@ def _consumer(answer: Mapping[str, Any]) -> Consumer:
         int(answer["num_ack_pending"]),
         int(answer["ack_floor"]["stream_seq"]),
         int(answer.get("num_waiting") or 0),
+        (int(answer["delivered"]["consumer_seq"]), int(answer["ack_floor"]["consumer_seq"])),
         answer["config"],
     )
