@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import aiormq
@@ -31,6 +31,7 @@ from molva.messaging.conformance import PATIENCE, bodies, eventually, take
 from molva.messaging.conformance.actors import starting
 from molva.messaging.drivers import _amqp_consumer, _amqp_link, _amqp_topology
 from molva.messaging.drivers._amqp_options import Names
+from molva.messaging.drivers._amqp_sender import AMQPSender, Parcel
 from tests.brokers import Server, make_certificates, private_rabbitmq
 from tests.brokers.rabbitmq import rabbitmqctl
 from tests.faults.live.proxy import Proxy
@@ -322,6 +323,31 @@ async def test_somebody_elses_message_becomes_a_dead_letter_that_says_so(
                 letters = await queue.dead_letters()
         assert sorted(letter.message.body for letter in letters) == [b"hello", b"odd"]
         assert all("molva" in letter.reason.lower() for letter in letters)
+
+
+async def test_somebody_elses_message_is_not_acknowledged_with_others(
+    url: str, raw: aiormq.abc.AbstractChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = AMQPSender.publish
+    is_away = True
+
+    async def perhaps(self: AMQPSender, parcels: Sequence[Parcel]) -> list[Exception | None]:
+        if is_away and parcels[0].routing_key.endswith(".dead"):
+            raise UnavailableError("away")
+        return await publish(self, parcels)
+
+    monkeypatch.setattr(AMQPSender, "publish", perhaps)
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        about = aiormq.spec.Basic.Properties(message_id="none of ours")
+        await raw.basic_publish(b"foreign", routing_key=main_queue(url), properties=about)
+        await queue.send(Message(b"good"))
+        [good] = await take(queue, 1)
+        await good.ack()
+        is_away = False
+        async with asyncio.timeout(PATIENCE):
+            while not (letters := await queue.dead_letters()):
+                await asyncio.sleep(0.05)
+        assert [letter.message.body for letter in letters] == [b"foreign"]
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,8 @@ class AMQPConsumer:
         self._channel: Channel | None = None
         self._epoch = 0
         self._held: dict[int, Received] = {}
+        # What it holds besides: somebody else's, on its way to the dead letters.
+        self._burying: set[int] = set()
         self._ready: deque[int] = deque()
         # The subscription: its tag, which one it is, how many it may hold, how many it does.
         self._tag: str | None = None
@@ -313,6 +315,7 @@ class AMQPConsumer:
         self._channel = self._tag = None
         self._epoch += 1
         self._held.clear()
+        self._burying.clear()
         self._ready.clear()
         self._came.set()
 
@@ -330,6 +333,7 @@ class AMQPConsumer:
         try:
             one = received(delivered, int(str(delivered.consumer_tag).rpartition("-")[2]))
         except ForeignMessageError as error:
+            self._burying.add(number)
             self._spawn(self._bury_foreign(self._epoch, number, delivered, str(error)))
             return
         self._outstanding += one.consumer == self._consumer
@@ -527,8 +531,9 @@ class AMQPConsumer:
     def _contiguous(self, acked: Collection[int]) -> tuple[int, list[int]]:
         """Return up to where all that is held is acknowledged, and what is beyond."""
         wanted, upto = set(acked), 0
+        first_buried = min(self._burying, default=None)
         for number in self._held:
-            if number not in wanted:
+            if number not in wanted or (first_buried is not None and number > first_buried):
                 break
             wanted.discard(number)
             upto = number
@@ -552,16 +557,25 @@ class AMQPConsumer:
         self, epoch: int, number: int, delivered: DeliveredMessage, why: str
     ) -> None:
         packed = foreign(delivered, why, died_at_us=self._clock.now_us())
-        [problem] = await self._sender.publish([Parcel(packed, "", self.names.dead)])
-        channel = self._channel
-        if problem is None and channel is not None and epoch == self._epoch:
-            await channel.basic_ack(number, wait=False)
-            self._log.error(
-                "%s: a message of %s became a dead letter: %s",
-                self._link.address,
-                self.names.main,
-                why,
-            )
+        # As long as it is ours: when the channel ends it goes back, and comes to whoever is next.
+        while epoch == self._epoch:
+            try:
+                [problem] = await self._sender.publish([Parcel(packed, "", self.names.dead)])
+            except UnavailableError as error:
+                problem = error
+            channel = self._channel
+            if problem is not None:
+                await self._clock.sleep(_LONGEST_PAUSE)
+            elif channel is not None and epoch == self._epoch:
+                self._burying.discard(number)
+                await channel.basic_ack(number, wait=False)
+                self._log.error(
+                    "%s: a message of %s became a dead letter: %s",
+                    self._link.address,
+                    self.names.main,
+                    why,
+                )
+                return
 
     async def extend_batch(self, tokens: Sequence[Token], seconds: float) -> list[Outcome]:
         """Tell what is still held: nothing runs out while the connection lives."""
