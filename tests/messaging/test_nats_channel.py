@@ -137,8 +137,11 @@ async def test_a_connection_that_died_without_a_word_is_noticed(
         url = with_options(f"nats://127.0.0.1:{proxy.port}", **options)
         async with await open_subscription(url) as subscription:
             proxy.faults.drop = True
+
+            async def receive() -> None:
+                while True:
+                    assert await subscription.receive(wait=0.1) == []
+
             with pytest.raises(UnavailableError, match="not subscribed"):
-                async with asyncio.timeout(PATIENCE):
-                    while True:
-                        assert await subscription.receive(wait=0.1) == []
+                await asyncio.wait_for(receive(), PATIENCE)
         await proxy.close()

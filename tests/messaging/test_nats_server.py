@@ -436,7 +436,7 @@ async def test_a_question_that_is_given_up_takes_no_answer_from_others(nats_url:
     # To nobody who answers; larger than what is written without waiting.
     large = [Question(connection.new_inbox(), bytes(900_000))] * 8
     asking = asyncio.create_task(connection.ask(large))
-    others = []
+    others: list[asyncio.Task[None]] = []
     while len(others) < 40:
         others.append(asyncio.create_task(small(len(others))))
         await asyncio.sleep(0)

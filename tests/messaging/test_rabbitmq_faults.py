@@ -11,6 +11,7 @@ import pytest
 from pamqp.commands import Basic
 
 from molva.messaging import (
+    Action,
     DeadLetter,
     Delivery,
     IncompatibleBrokerError,
@@ -29,6 +30,7 @@ from molva.messaging import (
 )
 from molva.messaging.conformance import PATIENCE, bodies, eventually, take
 from molva.messaging.conformance.actors import starting
+from molva.messaging.driver import Outcome, Settlement
 from molva.messaging.drivers import _amqp_consumer, _amqp_link, _amqp_topology
 from molva.messaging.drivers._amqp_options import Names
 from molva.messaging.drivers._amqp_sender import AMQPSender, Parcel
@@ -323,6 +325,22 @@ async def test_somebody_elses_message_becomes_a_dead_letter_that_says_so(
                 letters = await queue.dead_letters()
         assert sorted(letter.message.body for letter in letters) == [b"hello", b"odd"]
         assert all("molva" in letter.reason.lower() for letter in letters)
+
+
+async def test_what_is_settled_side_by_side_is_settled_as_it_was_told(url: str) -> None:
+    number = 200
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send_many([Message(b"%d" % n) for n in range(number)])
+        *failed, done = await take(queue, number)
+        driver = queue._driver
+        again = [Settlement(one.token, Action.NACK, attempt=one.attempt) for one in failed]
+        nacking = asyncio.create_task(driver.settle_batch(again))
+        for _ in range(5):  # some are written
+            await asyncio.sleep(0)
+        acked = await driver.settle_batch([Settlement(done.token, Action.ACK)])
+        assert await nacking == [Outcome.SETTLED] * len(failed)
+        assert acked == [Outcome.SETTLED]
+        assert sorted(bodies(await take(queue, len(failed)))) == sorted(bodies(failed))
 
 
 async def test_somebody_elses_message_is_not_acknowledged_with_others(

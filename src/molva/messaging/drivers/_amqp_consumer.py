@@ -162,6 +162,8 @@ class AMQPConsumer:
         self._window = 0
         self._outstanding = 0
         self._subscribing = asyncio.Lock()
+        # Held while it is written what becomes of messages; taken after the one above.
+        self._writing = asyncio.Lock()
         # How often we gave a message back as failed, to its place: the server counts that, too.
         self._nacked: dict[bytes, int] = {}
         # Who waits, and since when nobody does.
@@ -421,7 +423,6 @@ class AMQPConsumer:
         requeued: list[int] = []
         outcomes: list[Outcome] = []
         failed: Exception | None = None
-        # From here to the first frame without an await: what is held is held then, too.
         for place, settlement in enumerate(settlements):
             if not self._holds(settlement.token):
                 outcomes.append(Outcome.LEASE_LOST)
@@ -500,22 +501,30 @@ class AMQPConsumer:
         channel = self._channel
         if channel is None or not (acked or requeued):
             return
-        if not self._is_hot and not self._receivers and self._outstanding >= self._window:
-            # Before there is room: it would be filled with what nobody has asked for.
+        # One after the other: what another call still has to write would be acknowledged with
+        # all that is up to one of ours.
+        async with self._writing:
+            if not self._is_hot and not self._receivers and self._outstanding >= self._window:
+                # Before there is room: it would be filled with what nobody has asked for.
+                with translated(self._link.address):
+                    await self._end_subscription()
+            if channel is not self._channel:
+                raise UnavailableError(f"{self._link.address}: the channel was lost")
+            # Without an await up to the first frame.
+            acked = [number for number in acked if number in self._held]
+            requeued = [number for number in requeued if number in self._held]
+            upto, single = self._contiguous(acked)
+            for number in (*acked, *requeued):
+                self._forget(number)
             with translated(self._link.address):
-                await self._end_subscription()
-        upto, single = self._contiguous(acked)
-        for number in (*acked, *requeued):
-            self._forget(number)
-        with translated(self._link.address):
-            async with asyncio.timeout(ANSWER):
-                if upto:
-                    await channel.basic_ack(upto, multiple=True, wait=False)
-                for number in single:
-                    await channel.basic_ack(number, wait=False)
-                for number in requeued:
-                    await channel.basic_nack(number, requeue=True, wait=False)
-                await self._synced()
+                async with asyncio.timeout(ANSWER):
+                    if upto:
+                        await channel.basic_ack(upto, multiple=True, wait=False)
+                    for number in single:
+                        await channel.basic_ack(number, wait=False)
+                    for number in requeued:
+                        await channel.basic_nack(number, requeue=True, wait=False)
+        await self._synced()
 
     async def _synced(self) -> None:
         """Return when the server has read all that was written on the channel.

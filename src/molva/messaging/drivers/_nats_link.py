@@ -63,7 +63,7 @@ _NO_RESPONDERS: Final = "503"
 
 
 class Question(NamedTuple):
-    """What is published and answered. Without a subject it goes to ourselves, and answers itself."""
+    """What is published and answered. Without a subject it comes to us, and answers itself."""
 
     subject: str
     payload: bytes = b""
