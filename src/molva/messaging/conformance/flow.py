@@ -150,7 +150,7 @@ class Flow(Suite):
         for _ in range(30):
             await topic.send_many(numbered(100))
             for subscription in subscriptions:
-                deliveries = await h.rest(subscription)
+                deliveries = await take(subscription, 100)
                 await subscription.settle([(d, Action.ACK) for d in deliveries])
             await h.pass_time(h.delete_interval)
 
@@ -165,7 +165,7 @@ class Flow(Suite):
         for turn in range(30):
             await topic.send_many([Message(b"%d" % n, key="k") for n in range(sent, sent + 50)])
             sent += 50
-            await quick.settle([(d, Action.ACK) for d in await h.rest(quick)])
+            await quick.settle([(d, Action.ACK) for d in await take(quick, 50)])
             deliveries = await take(slow, min(10 + turn, sent - len(got)))
             got += [int(d.message.body) for d in deliveries]
             # The last of them stays open, and what is open must stay as well.
@@ -188,7 +188,7 @@ class Flow(Suite):
             await h.pass_time(h.delete_interval)
             await held.extend()
             await topic.send_many([Message(b"later", key=str(n)) for n in range(100)])
-            later = await h.rest(subscription)
+            later = await take(subscription, 100)
             await subscription.settle([(d, Action.ACK) for d in later])
 
         await held.nack()
