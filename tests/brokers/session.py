@@ -29,7 +29,7 @@ class SharedServers:
     """
 
     def __init__(self, common: Path | None = None) -> None:
-        self._common = State(common) if common is not None else None
+        self._common = State(common, hurried=True) if common is not None else None
         self._records: dict[str, Record] = {}
         self._missing: dict[str, MissingServerError] = {}
         self._own: State | None = None
@@ -73,5 +73,5 @@ class SharedServers:
             folder.chmod(0o711)
             self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             self._cleanup.enter_context(reaper.guarded(folder))
-            self._own = State(folder)
+            self._own = State(folder, hurried=True)
         return self._own
