@@ -17,7 +17,7 @@ run: $(VENV)/run.stamp
 # `make test ARGS="-n 0 tests/messaging -k lanes"` is one process, for a debugger.
 test: $(VENV)/dev.stamp
 	@scripts/test-tools
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
