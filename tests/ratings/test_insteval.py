@@ -43,6 +43,8 @@ def rates_by_lecturer() -> Rates:
 def importing(molva: MolvaProcess, file: Path = FILE) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [
+            # Nothing here has a time to keep, unlike tests beside it, which it would hold up.
+            *("nice", "-n", "10"),
             *(sys.executable, "-m", "molva", "import", str(file), "--to", molva.url),
             *("--rate-column", "y", "--item-column", "d"),
         ],

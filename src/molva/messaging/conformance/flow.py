@@ -181,7 +181,8 @@ class Flow(Suite):
         while deliveries := await slow.receive(1_000, wait=h.quiet):
             got += [int(d.message.body) for d in deliveries]
             await slow.settle([(d, Action.ACK) for d in deliveries])
-        assert got == list(range(sent))
+        # A driver may have taken more than was asked for, and given it back.
+        assert (got if h.can("in-place") else sorted(got)) == list(range(sent))
 
     async def test_an_open_message_outlives_what_was_settled_around_it(self, h: Harness) -> None:
         h.stop_clock()
