@@ -145,6 +145,10 @@ class AMQPLink:
             self._was_in = True
         return self._connection
 
+    def is_lost(self) -> bool:
+        """Whether the connection has ended, or there is none."""
+        return self._connection is None or not self._connection.is_opened
+
     def is_blocked(self) -> bool:
         """Whether the server takes no messages for now: its memory or disk is full."""
         if self._connection is None:

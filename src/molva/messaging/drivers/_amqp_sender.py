@@ -9,7 +9,7 @@ written, which in older versions of the client library needed several channels.
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple, final
 
 from aiormq.channel import Channel
@@ -26,6 +26,8 @@ __all__ = ["AMQPSender", "Parcel", "RefusedError", "ReturnedError"]
 # other; more, and a server that has stopped fills our memory.
 _MOST_MESSAGES: Final = 1_000
 _MOST_BYTES: Final = 8_000_000
+# Seconds between two looks whether there still is a connection that can answer.
+_LOOK: Final = 0.25
 # What RabbitMQ says of its ``max_message_size``.
 _TOO_LARGE: Final = re.compile(r"larger than configured max size (\d+)")
 # Bytes a second that any network carries: what is larger is waited for longer.
@@ -110,28 +112,40 @@ class AMQPSender:
             for parcel in parcels
         ]
         try:
-            await asyncio.wait(publishing, timeout=self._timeout + size / _SLOWEST_NETWORK)
+            await self._answers(publishing, self._timeout + size / _SLOWEST_NETWORK)
         finally:
             late = [task for task in publishing if not task.done()]
             for task in late:
                 task.cancel()
         if late:
-            blocked = self.link.is_blocked()
+            lost, blocked = self.link.is_lost(), self.link.is_blocked()
             # Whatever is confirmed from now on would be taken for what comes next.
             await self.link.drop()
             await asyncio.wait(late)
-            return [self._outcome(task, blocked=blocked) for task in publishing]
+            why = f"has not confirmed within {self._timeout:g} s"
+            if lost:
+                why = "has not confirmed before the connection was lost"
+            elif blocked:
+                why = "takes no messages: its memory or disk is full, see rabbitmqctl status"
+            return [self._outcome(task, why) for task in publishing]
         return [self._outcome(task) for task in publishing]
 
-    def _outcome(
-        self, publishing: "asyncio.Task[object]", *, blocked: bool = False
-    ) -> Exception | None:
+    async def _answers(self, publishing: "Sequence[asyncio.Task[object]]", seconds: float) -> None:
+        """Wait until all are answered, for so long, or for as long as there is a connection.
+
+        One that was reset tells some of those who wait for it, and at times not the others.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        waiting: Collection[asyncio.Task[object]] = publishing
+        while waiting and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            _, waiting = await asyncio.wait(waiting, timeout=min(left, _LOOK))
+            if waiting and self.link.is_lost():
+                # What is told to all is told now; who is told nothing is not told later either.
+                await asyncio.wait(waiting, timeout=min(left, _LOOK))
+                return
+
+    def _outcome(self, publishing: "asyncio.Task[object]", why: str = "") -> Exception | None:
         if publishing.cancelled():
-            why = (
-                "takes no messages: its memory or disk is full, see rabbitmqctl status"
-                if blocked
-                else f"has not confirmed within {self._timeout:g} s"
-            )
             return UnavailableError(f"{self.link.address} {why}")
         error = publishing.exception()
         if error is None:
