@@ -389,8 +389,9 @@ async def test_run_goes_on_by_itself_when_redis_is_back(kind: str, how: str) -> 
         await sender.close()
 
 
+@pytest.mark.parametrize("how", ["killed", "paused"])
 @pytest.mark.parametrize("kind", ["topic", "queue"])
-async def test_run_goes_on_by_itself_when_rabbitmq_is_back(kind: str) -> None:
+async def test_run_goes_on_by_itself_when_rabbitmq_is_back(kind: str, how: str) -> None:
     with private_rabbitmq(hurried=True) as server:
         consumer: Subscription | Queue
         if kind == "topic":
@@ -399,7 +400,7 @@ async def test_run_goes_on_by_itself_when_rabbitmq_is_back(kind: str) -> None:
             consumer = await open_subscription(f"{url}&subscription=s")
         else:
             sender = consumer = await open_queue(with_options(server.url, queue="q", timeout="3"))
-        got = await ride_out(consumer, sender, server, "paused")
+        got = await ride_out(consumer, sender, server, how)
         assert len(got) == 51
         assert await consumer.dead_letters() == []
         await consumer.close()

@@ -94,17 +94,17 @@ class TestRabbitMQQueue(QueueConformance):
 
 
 class DisturbedHarness(RabbitMQHarness):
-    """With a server of its own, whose connections can be cut.
-
-    Restarts under load are not offered: on 3.10.8 it took up to a minute until a send was stored
-    again, too long to be held to the suite's patience. ``docs/rabbitmq.md`` says so.
-    """
+    """With a server of its own, whose connections can be cut, and which can be restarted."""
 
     hurries = False
 
     def __init__(self, server: Server) -> None:
         super().__init__(server.url)
         self._server = server
+
+    async def restart_broker(self) -> None:
+        await asyncio.to_thread(self._server.kill)
+        await asyncio.to_thread(self._server.start)
 
     async def cut_connections(self) -> None:
         await asyncio.to_thread(

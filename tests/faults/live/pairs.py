@@ -42,7 +42,7 @@ _AT_MOST: Final = 120.0
 _LEAST: Final = 0.1
 
 # Brokers that are restarted in the run that every pair has to stand.
-RESTARTED: Final = ("kafka", "nats")
+RESTARTED: Final = ("kafka", "nats", "rabbitmq")
 
 # Seconds of load in one run of a long one.
 _ROUND: Final = 60.0

@@ -9,7 +9,7 @@ order; given back by number it would come in any. A looker that dies does both b
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Final
 
 from aiormq.abc import DeliveredMessage
@@ -76,10 +76,8 @@ async def _sent_back(
             chosen.append((delivered, pack(letter.message, letter.stored_at_us)))
     results = await sender.publish([Parcel(packed, "", names.main) for _, packed in chosen])
     # Stored first, then removed: at every moment it is in one of the two, at worst in both.
-    for (delivered, _), problem in zip(chosen, results, strict=True):
-        if problem is None:
-            await channel.basic_ack(delivered.delivery_tag or 0, wait=False)
-    await channel.basic_qos(prefetch_count=0)  # answered once the acks were read
+    stored = [d for (d, _), problem in zip(chosen, results, strict=True) if problem is None]
+    await _remove(channel, stored, letters)
     for problem in results:
         if problem is not None:
             raise UnavailableError(f"dead letters were not sent back: {problem}") from problem
@@ -98,11 +96,38 @@ async def move(link: AMQPLink, sender: AMQPSender, source: str, target: str) -> 
         async with _taken(link, source, _BATCH) as (held, found):
             parcels = [Parcel(again(delivered), "", target) for delivered in found]
             results = await sender.publish(parcels)
-            for delivered, problem in zip(found, results, strict=True):
+            stored = [d for d, problem in zip(found, results, strict=True) if problem is None]
+            await _remove(held, stored, found)
+            for problem in results:
                 if problem is not None:
                     raise UnavailableError(f"{source!r} was not moved: {problem}") from problem
-                await held.basic_ack(delivered.delivery_tag or 0, wait=False)
-            await held.basic_qos(prefetch_count=0)
+
+
+async def _remove(
+    channel: Channel, done: Sequence[DeliveredMessage], taken: Sequence[DeliveredMessage]
+) -> None:
+    """Acknowledge some of what was taken; return when it is removed.
+
+    A quorum queue's side of a channel sends 32 acknowledgements on and keeps the rest until the
+    queue has answered: a channel that is closed meanwhile takes them along, and what was done
+    with comes once more. So the first ones, mostly all, are acknowledged by one, and the rest is
+    waited for.
+    """
+    wanted = {delivered.delivery_tag or 0 for delivered in done}
+    upto = 0
+    for delivered in taken:
+        if delivered.delivery_tag not in wanted:
+            break
+        upto = delivered.delivery_tag
+        wanted.discard(upto)
+    if upto:
+        await channel.basic_ack(upto, multiple=True, wait=False)
+    for tag in sorted(wanted):
+        await channel.basic_ack(tag, wait=False)
+        await channel.basic_qos(prefetch_count=0)  # answered once the one before was read
+    await channel.basic_qos(prefetch_count=0)
+    if wanted:
+        await asyncio.sleep(_PAUSE)
 
 
 async def purge_dead(link: AMQPLink, names: Names) -> int:

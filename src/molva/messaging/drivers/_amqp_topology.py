@@ -47,10 +47,11 @@ LONGEST_DELAY: Final = _UNIT * (2**_STEPS - 1)
 # through ten queues instead of twenty-seven.
 _DIGITS: Final = 10
 
-# Seconds after which RabbitMQ has written down which log is a new queue's: half a second after
-# the last one was made. Killed before, 3.10 does not find what it had confirmed, and the queue
-# never has a leader again: it was seen. Longer, and whoever makes a queue waits once.
-NEW_QUEUE = 0.7
+# Seconds after which RabbitMQ has written down which log is a new queue's: a second after one was
+# made, in a file that 3.10 saves where it was not changed between two looks, half a second apart.
+# Killed before, it gives the queue a new log, empty and with no leader for ever: what was
+# confirmed is lost. Longer, and whoever makes a queue waits for nothing.
+NEW_QUEUE = 1.5
 
 # How often a message may come back to a quorum queue before the server buries it. Without a
 # number RabbitMQ 4 does it after 20, also where nobody has looked at it; and with one a message
@@ -291,9 +292,14 @@ class Ladder:
     async def _make(self, steps: int) -> None:
         channel = await self._link.channel()
         with translated(self._link.address):
+            # Steps are made from the lowest up.
+            is_new = await ready_in(channel, self._names.later(steps - 1)) is None
+            if is_new:  # the server has closed the channel
+                channel = await self._link.channel()
             for step in range(steps):
                 await self._make_one(channel, step)
             await channel.close()
+        await _written_down(is_new=is_new)
         self._made = steps
 
     async def _make_one(self, channel: Channel, step: int) -> None:
