@@ -52,24 +52,12 @@ def test_a_killed_worker_costs_no_sum_on_sqlite(tmp_path: Path) -> None:
     assert counted["right"] == counted["asked"]
 
 
-def test_a_killed_worker_costs_no_sum_on_redis(redis_url: str) -> None:
-    broker = with_options(redis_url, prefix=f"adder-{secrets.token_hex(4)}")
-    counted = run_adder(broker, "--seconds", "2", "--timeout", "20")
-
-    check(counted)
-    assert counted["right"] == counted["asked"]
-
-
-def test_a_killed_worker_costs_no_sum_on_nats(nats_url: str) -> None:
-    broker = with_options(nats_url, prefix=f"adder-{secrets.token_hex(4)}")
-    counted = run_adder(broker, "--seconds", "2", "--timeout", "20")
-
-    check(counted)
-    assert counted["right"] == counted["asked"]
-
-
-def test_a_killed_worker_costs_no_sum_on_rabbitmq(rabbitmq_url: str) -> None:
-    broker = with_options(rabbitmq_url, prefix=f"adder-{secrets.token_hex(4)}")
+@pytest.mark.parametrize("server", ["redis_url", "nats_url", "rabbitmq_url"])
+def test_a_killed_worker_costs_no_sum_on_a_server(
+    request: pytest.FixtureRequest, server: str
+) -> None:
+    prefix = f"adder-{secrets.token_hex(4)}"
+    broker = with_options(request.getfixturevalue(server), prefix=prefix)
     counted = run_adder(broker, "--seconds", "2", "--timeout", "20")
 
     check(counted)
