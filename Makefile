@@ -13,11 +13,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 run: $(VENV)/run.stamp
 	@exec $(BIN)/molva up
 
-# Two at a time, whole files: most tests wait for something, and more would each start servers
-# of their own. `make test ARGS="-n 0 tests/messaging -k lanes"` is one process, for a debugger.
+# Whole files, several at a time: most tests wait for something. The order is tests/conftest.py's.
+# `make test ARGS="-n 0 tests/messaging -k lanes"` is one process, for a debugger.
 test: $(VENV)/dev.stamp
 	@scripts/test-tools
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

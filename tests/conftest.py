@@ -151,9 +151,48 @@ def skip_without(tool: str, reason: str) -> NoReturn:
 _servers = pytest.StashKey[SharedServers]()
 _used: set[str] = set()  # lines that say which servers were used
 
+# Whole files are handed out in this order, and then the others. Who begins a long one last is
+# waited for by everybody; side by side at first are those that mostly compute and those that
+# mostly wait. A file that takes a minute or more belongs here.
+_LONG = (
+    "tests/messaging/test_rabbitmq.py",
+    "tests/ratings/test_insteval.py",
+    "tests/messaging/test_kafka.py",
+    "tests/project/test_repository.py",
+    "tests/messaging/test_redis.py",
+    "tests/faults/simulation/test_simulation.py",
+    "tests/ratings/test_service_servers.py",
+    "tests/messaging/test_rabbitmq_faults.py",
+    "tests/faults/live/test_pairs.py",
+    "tests/messaging/test_kafka_faults.py",
+    "tests/faults/crash/test_crash_points.py",
+    "tests/messaging/test_kafka_topic.py",
+    "tests/messaging/test_sqlite.py",
+    "tests/queueing/test_simulation_agrees.py",
+    "tests/faults/live/test_live.py",
+    "tests/faults/crash/test_errors.py",
+    "tests/faults/live/test_power.py",
+    "tests/ratings/test_ledger_outages.py",
+    "tests/messaging/test_nats.py",
+    "tests/messaging/test_outages.py",
+    "tests/project/test_docs.py",
+    "tests/faults/test_mutants.py",
+    "tests/ratings/test_spool_servers.py",
+    "tests/messaging/test_rabbitmq_power.py",
+    "tests/faults/live/test_queues.py",
+    "tests/project/test_scaling_out.py",
+    "tests/brokers/test_private.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    place = {config.rootpath / name: at for at, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_servers] = SharedServers()
+    given = getattr(config, "workerinput", {}).get("servers")
+    config.stash[_servers] = SharedServers(Path(given) if given else None)
     # Whoever runs the tests in the background may have them ignore it, and so all children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -221,6 +260,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         config.workeroutput["used"] = sorted(used)
     else:
         _used.update(used)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist where servers are that all workers share."""
+    node.workerinput["servers"] = str(node.config.stash[_servers].folder())
 
 
 @pytest.hookimpl(optionalhook=True)

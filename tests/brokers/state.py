@@ -53,10 +53,14 @@ def default_folder() -> Path:
 
 
 class State:
-    """The servers that one folder remembers."""
+    """The servers that one folder remembers.
 
-    def __init__(self, folder: Path) -> None:
+    ``hurried``: those that it starts are ready sooner, and slower ever after.
+    """
+
+    def __init__(self, folder: Path, *, hurried: bool = False) -> None:
         self.folder = folder
+        self._hurried = hurried
         # Those of this process, which is their parent and has to wait for their ends.
         self._children: dict[str, Server] = {}
 
@@ -109,7 +113,8 @@ class State:
         if kind.missing() is not None and docker.docker_answers():
             return None
         ensure_local(kind)
-        place = Place(folder=self.folder / kind.name, ports=free_ports(kind.ports))
+        folder, ports = self.folder / kind.name, free_ports(kind.ports)
+        place = Place(folder=folder, ports=ports, hurried=self._hurried)
         server = Server(kind, place)
         server.create()
         self._children[kind.name] = server

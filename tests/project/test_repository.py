@@ -82,13 +82,22 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True, timeout=120)
     [wheel] = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "-q"]
+    venv.create(folder / "venv")
+    install = installing_into(folder)
     requirements = ["--require-hashes", "-r", str(ROOT / "requirements" / "run.txt")]
     subprocess.run([*install, *requirements], check=True, capture_output=True, timeout=300)
     subprocess.run([*install, "--no-deps", str(wheel)], check=True, capture_output=True)
     return folder
+
+
+def installing_into(folder: Path) -> list[str]:
+    """Return the command that installs into a clean environment.
+
+    By our pip, and compiling nothing: a pip of its own and the byte code of all requirements
+    take longer than the rest, and prove nothing.
+    """
+    python = str(folder / "venv" / "bin" / "python")
+    return [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile"]
 
 
 @pytest.mark.timeout(400)
@@ -168,7 +177,7 @@ def test_a_driver_of_others_passes_the_shipped_suite(
     chosen = [b for b in blocks if re.split("[=; ]", b)[0] in (*wanted, *also)]
     assert len(chosen) >= len(wanted)
     (tmp_path / "pins.txt").write_text("\n".join(chosen) + "\n")
-    install = [python, "-m", "pip", "install", "-q"]
+    install = installing_into(clean_environment)
     pinned = ["--no-deps", "--require-hashes", "-r", str(tmp_path / "pins.txt")]
     subprocess.run([*install, *pinned], check=True, capture_output=True, timeout=300)
     example = tmp_path / "file_driver"

@@ -17,6 +17,7 @@ not on this disk; nothing of them outlives a machine.
 
 import itertools
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, final
 
@@ -65,16 +66,23 @@ class Disk(apsw.VFS):
 
     def image(self, points: int, mode: Mode, seed: int = 0) -> dict[str, bytes]:
         """Return the files as a crash behind the first ``points`` operations leaves them."""
+        return next(self.images([points], mode, seed))
+
+    def images(
+        self, points: Iterable[int], mode: Mode, seed: int = 0
+    ) -> Iterator[dict[str, bytes]]:
+        """Return the files of one crash after the other, behind ever more operations."""
         files: dict[str, _Image] = {}
-        for operation in self.log[:points]:
-            if operation.kind == "mark":
-                continue
-            if operation.kind == "delete":
-                files.pop(operation.file, None)
-                continue
-            files.setdefault(operation.file, _Image()).apply(operation)
-        dice = random.Random(f"{seed} {points}")
-        return {name: image.left(mode, dice) for name, image in files.items()}
+        done = 0
+        for point in points:
+            for operation in self.log[done:point]:
+                if operation.kind == "delete":
+                    files.pop(operation.file, None)
+                elif operation.kind != "mark":
+                    files.setdefault(operation.file, _Image()).apply(operation)
+            done = point
+            dice = random.Random(f"{seed} {point}")
+            yield {name: image.left(mode, dice) for name, image in files.items()}
 
     def marks(self, points: int, what: str) -> list[bytes]:
         """Return what had been promised by then."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
-from molva.messaging import Message, MessagingError, Topic, open_topic
+from molva.messaging import Message, MessagingError, SendManyError, Topic, open_topic
 from molva.ratings.rating import Rating, encode_entry
 from tests.brokers import BrokersError
 from tests.faults.live.client import History, Told, request
@@ -112,6 +112,20 @@ def _verify(place: Place) -> list[str]:
     return [f"molva verify ended with {done.returncode}: {done.stdout[-1_000:]}{done.stderr}"]
 
 
+async def _send_surely(topic: Topic, messages: list[Message]) -> None:
+    """Send until all of it was confirmed: a busy machine may take longer than a time-out."""
+    deadline = time.monotonic() + _DRAIN
+    while True:
+        try:
+            await topic.send_many(messages)
+        except SendManyError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.5)
+        else:
+            return
+
+
 async def _send_all_again(
     place: Place,
     topic: Topic,
@@ -125,7 +139,7 @@ async def _send_all_again(
     again = [told for told in history.ratings.values() if told.id in counted]
     try:
         for first in range(0, len(again), 1_000):
-            await topic.send_many(_message(told) for told in again[first : first + 1_000])
+            await _send_surely(topic, [_message(told) for told in again[first : first + 1_000]])
         found = await _send_over_http(port, again[:replay])
     except (MessagingError, OSError, TimeoutError) as error:
         return [f"the stream could not be sent once more: {error!r}"]

@@ -33,10 +33,14 @@ def pool() -> Iterator[Pool]:
 async def test_what_was_accepted_is_counted_once(name: str, pool: Pool, tmp_path: Path) -> None:
     servers = await asyncio.to_thread(pool.of, PAIRS[name])
 
-    report = await run(scaled_out(PAIRS[name], seed=SEED), tmp_path / "run", servers)
+    # As in test_live: a run in which a busy machine let too little happen is done again.
+    for seed in range(SEED, SEED + 3):
+        report = await run(scaled_out(PAIRS[name], seed=seed), tmp_path / str(seed), servers)
+        shown = json.dumps(report.shown(), indent=1)
+        assert report.violations == [], shown
+        if not report.vacuous:
+            break
 
-    shown = json.dumps(report.shown(), indent=1)
-    assert report.violations == [], shown
     assert report.vacuous == [], shown
     assert report.kills >= 2, shown
     assert report.faults["storm"] == 1, shown

@@ -5,10 +5,16 @@ import contextlib
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final
 
 from molva.messaging.conformance.waiting import PATIENCE, eventually
 
 __all__ = ["Actor", "Start", "starting"]
+
+# By its file, and with nothing beside it in the way (-P): as a module of this package it would
+# import the whole suite and pytest first, which takes as long again as all that it needs.
+_ACTOR: Final = ("-P", str(Path(__file__).with_name("actor.py")))
 
 
 class Actor:
@@ -78,7 +84,7 @@ async def starting() -> AsyncIterator[Start]:
 
     async def start(
         *arguments: str,
-        program: tuple[str, ...] = ("-m", "molva.messaging.conformance.actor"),
+        program: tuple[str, ...] = _ACTOR,
         heard: list[str] | None = None,
     ) -> Actor:
         process = await asyncio.create_subprocess_exec(

@@ -12,7 +12,7 @@ from molva.messaging import (
     SendManyError,
 )
 from molva.messaging.conformance.harness import Harness, Suite, lacks, needs
-from molva.messaging.conformance.waiting import bodies, numbered, take
+from molva.messaging.conformance.waiting import PATIENCE, bodies, numbered, take
 
 __all__ = ["Flow"]
 
@@ -97,6 +97,9 @@ class Flow(Suite):
         await topic.send_many([Message(b"%d" % n, key=str(n)) for n in range(20)])
 
         first = await subscription.receive(10)
+        async with asyncio.timeout(PATIENCE):
+            while len(first) < 3:
+                first += await subscription.receive(10)
         none = await h.rest(subscription)
         await first[0].ack()
         one = await h.rest(subscription)
@@ -145,12 +148,13 @@ class Flow(Suite):
     @needs("deletes")
     async def test_what_everybody_has_settled_is_deleted(self, h: Harness) -> None:
         h.stop_clock()
+        h.let_deleting_hurry()
         topic = await h.topic()
         subscriptions = [await h.subscription("a"), await h.subscription("b")]
         for _ in range(30):
             await topic.send_many(numbered(100))
             for subscription in subscriptions:
-                deliveries = await h.rest(subscription)
+                deliveries = await take(subscription, 100)
                 await subscription.settle([(d, Action.ACK) for d in deliveries])
             await h.pass_time(h.delete_interval)
 
@@ -158,6 +162,7 @@ class Flow(Suite):
 
     async def test_nothing_is_deleted_that_a_slow_subscription_needs(self, h: Harness) -> None:
         h.stop_clock()
+        h.let_deleting_hurry()
         topic = await h.topic()
         quick, slow = await h.subscription("quick"), await h.subscription("slow")
         sent = 0
@@ -165,7 +170,7 @@ class Flow(Suite):
         for turn in range(30):
             await topic.send_many([Message(b"%d" % n, key="k") for n in range(sent, sent + 50)])
             sent += 50
-            await quick.settle([(d, Action.ACK) for d in await h.rest(quick)])
+            await quick.settle([(d, Action.ACK) for d in await take(quick, 50)])
             deliveries = await take(slow, min(10 + turn, sent - len(got)))
             got += [int(d.message.body) for d in deliveries]
             # The last of them stays open, and what is open must stay as well.
@@ -176,10 +181,12 @@ class Flow(Suite):
         while deliveries := await slow.receive(1_000, wait=h.quiet):
             got += [int(d.message.body) for d in deliveries]
             await slow.settle([(d, Action.ACK) for d in deliveries])
-        assert got == list(range(sent))
+        # A driver may have taken more than was asked for, and given it back.
+        assert (got if h.can("in-place") else sorted(got)) == list(range(sent))
 
     async def test_an_open_message_outlives_what_was_settled_around_it(self, h: Harness) -> None:
         h.stop_clock()
+        h.let_deleting_hurry()
         topic, subscription = await h.topic(), await h.subscription()
         await topic.send_many([Message(b"%d" % n, key=str(n)) for n in range(100)])
         held, *others = await h.rest(subscription)
@@ -188,7 +195,7 @@ class Flow(Suite):
             await h.pass_time(h.delete_interval)
             await held.extend()
             await topic.send_many([Message(b"later", key=str(n)) for n in range(100)])
-            later = await h.rest(subscription)
+            later = await take(subscription, 100)
             await subscription.settle([(d, Action.ACK) for d in later])
 
         await held.nack()

@@ -69,7 +69,7 @@ class Harness(ABC):
     # None: all 40,320 of them, for a driver that needs no more than some 50 µs for each.
     ack_orders: ClassVar[int | None] = 12
     # Seconds after which what everybody has settled is deleted.
-    delete_interval: ClassVar[float] = 0.0
+    delete_interval: float = 0.0
     # By how many messages more than its capacity a topic or queue may hold where
     # ``capacity`` is ``approximate``.
     capacity_slack: ClassVar[int] = 0
@@ -120,6 +120,9 @@ class Harness(ABC):
 
     def let_only_wake_ups_wake(self) -> None:  # noqa: B027 - most have nothing to keep from
         """Keep consumers opened from now on from looking by themselves, if they do."""
+
+    def let_deleting_hurry(self) -> None:  # noqa: B027 - most delete soon anyway
+        """Let consumers opened from now on delete more often, and shorten ``delete_interval``."""
 
     async def restart_broker(self) -> None:
         """Stop the broker without warning and start it again with what it had stored."""
