@@ -4,16 +4,13 @@ from dataclasses import dataclass
 from typing import Final, Self, final
 
 from molva.messaging import with_options
+from molva.messaging.url import BrokerURL, load_driver
 
 __all__ = ["Places"]
 
 # Seconds after which another worker takes over what a killed one was adding. Far less than
 # anybody waits for a sum, or a killed worker would always cost its requests their answers.
 _LEASE: Final = "1"
-
-# Brokers that lease a queue's message for a time. On others a worker's connection or its lanes
-# say whether it lives.
-_LEASING: Final = ("memory", "redis", "rediss", "sqlite")
 
 
 @final
@@ -28,11 +25,12 @@ class Places:
     @classmethod
     def of(cls, broker: str) -> Self:
         """Return the places of a broker: a queue, where it has queues, and a topic."""
-        scheme = broker.partition(":")[0]
+        driver = load_driver(BrokerURL.parse(broker))
         replies = with_options(broker, topic="sums")
-        if scheme == "kafka":  # which has topics only
+        if getattr(driver, "QUEUE_CAPABILITIES", None) is None:
             asked = with_options(broker, topic="additions")
             return cls(asked, with_options(asked, subscription="adders"), replies)
-        leased = {"lease": _LEASE} if scheme in _LEASING else {}
+        # Brokers that have no leases know by a worker's connection whether it lives.
+        leased = {"lease": _LEASE} if "lease" in driver.QUEUE_OPTIONS else {}
         queue = with_options(broker, queue="additions", **leased)
         return cls(queue, queue, replies)

@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import psutil
@@ -119,10 +121,12 @@ class Server:
         self._forget()
 
     def pause(self) -> None:
-        """Hold it with SIGSTOP: connections stay open and nothing answers."""
-        for each in self._family():
+        """Hold it with SIGSTOP: connections stay open and, once this returns, nothing answers."""
+        family = self._family()
+        for each in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.suspend()
+        _wait_until(lambda: all(_is_held(each) for each in family))
 
     def resume(self) -> None:
         """Let a paused server go on."""
@@ -167,15 +171,32 @@ class Server:
 
 def _wait_ended(processes: list[psutil.Process]) -> bool:
     """Wait until all have ended; False if that takes too long."""
+    # Ended is enough: orphans wait for the system's first process to collect them, and inside
+    # a container that may take it seconds.
+    return _wait_until(lambda: not any(_is_alive(process) for process in processes))
+
+
+def _wait_until(come: Callable[[], bool]) -> bool:
+    """Wait until something has come true; False if that takes too long."""
     deadline = time.monotonic() + _STOP_SECONDS
-    for process in processes:
-        # Ended is enough: orphans wait for the system's first process to collect them, and
-        # inside a container that may take it seconds.
-        while _is_alive(process):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
+    while not come():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
     return True
+
+
+def _is_held(process: psutil.Process) -> bool:
+    """Tell whether each of its threads is stopped, or gone.
+
+    A stop reaches them one after the other: some still answer while others stand.
+    """
+    states = set()
+    for told in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            # Behind the name, which may hold anything.
+            states.add(told.read_text().rpartition(")")[2].split()[0])
+    return states <= {"T", "t", "X", "Z"}
 
 
 def _is_alive(process: psutil.Process) -> bool:

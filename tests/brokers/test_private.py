@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiormq
+import aiormq.exceptions
 import asyncpg
 import nats
 import nats.js.errors
@@ -23,8 +25,10 @@ from tests.brokers import (
     private_kafka,
     private_nats,
     private_postgresql,
+    private_rabbitmq,
     private_redis,
 )
+from tests.brokers.private import private_server
 
 # Not a secret: it opens a server that lives for this test, on loopback.
 PASSWORD = "throw-away"
@@ -45,6 +49,19 @@ def own_postgresql() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def own_kafka() -> Iterator[Server]:
     with private_kafka(message_max_bytes=2048) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def own_nats() -> Iterator[Server]:
+    with private_nats(max_payload=2048) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def own_rabbitmq() -> Iterator[Server]:
+    # Its start is the slowest of all: what is asked of it shares one.
+    with private_rabbitmq(settings={"channel_max": 77}, hurried=True) as server:
         yield server
 
 
@@ -80,6 +97,17 @@ def test_settings_of_kafka_reach_it(own_kafka: Server) -> None:
 
 async def test_settings_of_postgresql_reach_it(own_postgresql: Server) -> None:
     assert await ask(own_postgresql, "SHOW synchronous_commit") == "off"
+
+
+async def test_settings_of_nats_reach_it(own_nats: Server) -> None:
+    client = await nats.connect(own_nats.url)
+    assert client.max_payload == 2048
+    await client.close()
+
+
+async def test_settings_of_rabbitmq_reach_it(own_rabbitmq: Server) -> None:
+    async with aiormq.connect(own_rabbitmq.url) as connection:
+        assert connection.connection_tune.channel_max == 77
 
 
 def test_what_redis_holds_survives_a_kill(own_redis: Server) -> None:
@@ -159,8 +187,79 @@ def test_a_topic_of_kafka_survives_a_kill(own_kafka: Server) -> None:
     assert delivered == [None]
 
 
-def test_nothing_of_a_private_server_stays() -> None:
-    with private_redis() as server:
+async def test_what_jetstream_confirmed_survives_a_kill_of_its_server(own_nats: Server) -> None:
+    client = await nats.connect(own_nats.url)
+    stream = client.jetstream()
+    await stream.add_stream(name="s", subjects=["s"])
+    await stream.publish("s", b"7")
+    await client.close()
+
+    await asyncio.to_thread(own_nats.kill)
+    with pytest.raises(OSError, match=str(own_nats.port)):
+        await asyncio.open_connection("127.0.0.1", own_nats.port)
+    await asyncio.to_thread(own_nats.restart)
+
+    client = await nats.connect(own_nats.url)
+    message = await client.jetstream().get_msg("s", 1)
+    assert message.data == b"7"
+    await client.close()
+
+
+async def test_a_paused_nats_keeps_its_connections_open_without_an_answer(own_nats: Server) -> None:
+    client = await nats.connect(own_nats.url)
+    try:
+        own_nats.pause()
+        answer = asyncio.ensure_future(client.flush(timeout=20))
+        done, _ = await asyncio.wait([answer], timeout=0.5)
+        assert not done
+        assert client.is_connected
+        own_nats.resume()
+        await answer
+    finally:
+        own_nats.resume()
+        await client.close()
+
+
+async def test_what_rabbitmq_confirmed_survives_a_kill_of_all_its_processes(
+    own_rabbitmq: Server,
+) -> None:
+    async with aiormq.connect(own_rabbitmq.url) as connection:
+        channel = await connection.channel()
+        await channel.queue_declare("killed", durable=True)
+        persistent = aiormq.spec.Basic.Properties(delivery_mode=2)
+        await channel.basic_publish(b"7", routing_key="killed", properties=persistent)
+    helpers = own_rabbitmq.process.children(recursive=True)
+    assert {"epmd", "beam.smp"} <= {helper.name() for helper in helpers}
+
+    await asyncio.to_thread(own_rabbitmq.kill)
+    for helper in helpers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            assert helper.status() == psutil.STATUS_ZOMBIE
+    await asyncio.to_thread(own_rabbitmq.restart)
+
+    async with aiormq.connect(own_rabbitmq.url) as connection:
+        channel = await connection.channel()
+        assert (await channel.basic_get("killed")).body == b"7"
+
+
+async def test_a_paused_rabbitmq_keeps_its_connections_open_without_an_answer(
+    own_rabbitmq: Server,
+) -> None:
+    async with aiormq.connect(own_rabbitmq.url) as connection:
+        channel = await connection.channel()
+        try:
+            own_rabbitmq.pause()
+            answer = asyncio.ensure_future(channel.queue_declare("paused", exclusive=True))
+            done, _ = await asyncio.wait([answer], timeout=0.5)
+            assert not done
+        finally:
+            own_rabbitmq.resume()
+        assert (await answer).queue == "paused"
+
+
+@pytest.mark.parametrize("name", ["redis", "nats"])
+def test_nothing_of_a_private_server_stays(name: str) -> None:
+    with private_server(name, {}) as server:
         folder, process = Path(server.data_dir).parent.parent, server.process
         assert folder.exists()
 
@@ -203,22 +302,17 @@ async def test_nats_behind_tls_asks_for_its_password(tmp_path: Path) -> None:
             await nats.connect(f"tls://127.0.0.1:{server.port}", tls=trust, allow_reconnect=False)
 
 
-async def test_what_jetstream_confirmed_survives_a_kill_of_its_server() -> None:
-    with private_nats(max_payload=2048) as server:
-        client = await nats.connect(server.url)
-        assert client.max_payload == 2048
-        stream = client.jetstream()
-        await stream.add_stream(name="s", subjects=["s"])
-        await stream.publish("s", b"7")
-        await client.close()
-
-        server.kill()
-        server.restart()
-
-        client = await nats.connect(server.url)
-        message = await client.jetstream().get_msg("s", 1)
-        assert message.data == b"7"
-        await client.close()
+async def test_rabbitmq_behind_tls_asks_for_its_password(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path)
+    trust = ssl.create_default_context(cafile=str(files.authority))
+    with private_rabbitmq(password=PASSWORD, certificates=files, hurried=True) as server:
+        assert server.url == f"amqps://molva:{PASSWORD}@127.0.0.1:{server.port}"
+        async with aiormq.connect(server.url, context=trust) as connection:
+            assert connection.server_properties["version"] == server.version
+        with pytest.raises(aiormq.exceptions.ProbableAuthenticationError):
+            await aiormq.connect(server.url.replace(PASSWORD, "wrong"), context=trust)
+        with pytest.raises(aiormq.exceptions.ProbableAuthenticationError):
+            await aiormq.connect(f"amqps://127.0.0.1:{server.port}", context=trust)
 
 
 async def test_nats_without_jetstream_is_core_nats() -> None:
@@ -259,11 +353,14 @@ def test_kafka_asks_for_its_password(tmp_path: Path, tls: bool) -> None:
             AdminClient({**settings, "sasl.password": "wrong"}).list_topics(timeout=2)
 
 
-def test_a_server_that_cannot_start_says_why_with_its_log() -> None:
+@pytest.mark.parametrize(
+    ("name", "said"), [("redis", "Bad directive"), ("nats", 'unknown field "no_such_setting"')]
+)
+def test_a_server_that_cannot_start_says_why_with_its_log(name: str, said: str) -> None:
     started = time.monotonic()
     with (
-        pytest.raises(Exception, match=r"(?s)redis: it ended with 1.*Bad directive"),
-        private_redis(no_such_setting="7"),
+        pytest.raises(Exception, match=rf"(?s){name}: it ended with 1.*{said}"),
+        private_server(name, {"no_such_setting": "7"}),
     ):
         pass
     assert time.monotonic() - started < 10

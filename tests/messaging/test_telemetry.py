@@ -1,5 +1,6 @@
 """Spans and metrics of messaging."""
 
+import asyncio
 import itertools
 from pathlib import Path
 
@@ -10,14 +11,20 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 
+from molva._base.clock import SYSTEM_CLOCK, ManualClock
 from molva.messaging import (
+    DeadlineExceededError,
     Delivery,
     Message,
     QueueFullError,
+    RequestFailedError,
     open_queue,
+    open_requester,
+    open_responder,
     open_subscription,
     open_topic,
 )
+from molva.messaging.conformance import eventually
 from molva.messaging.metrics import MessagingCollector
 from molva.messaging.telemetry import OpenTelemetry
 
@@ -156,3 +163,75 @@ async def test_every_metric_is_collected_and_in_the_manual() -> None:
     for line in text.splitlines():
         if line.startswith("# TYPE"):
             assert f"`{line.split()[2]}`" in manual, line
+
+
+async def test_requests_are_collected_at_both_ends() -> None:
+    url = f"memory://telemetry-{next(_names)}"
+    collector = MessagingCollector()
+    # Stands still, so that the slow request is overdue when this test says so.
+    clock = ManualClock(SYSTEM_CLOCK.now_us())
+    held = asyncio.Event()
+
+    async def answer(request: Delivery) -> Message:
+        if request.message.body == b"bad":
+            raise ValueError("it was bad")
+        if request.message.body == b"slow":
+            await held.wait()
+        return request.message
+
+    async with (
+        await open_requester(f"{url}?queue=sums", f"{url}?topic=replies", clock=clock) as requester,
+        await open_responder(f"{url}?queue=sums") as responder,
+    ):
+        collector.add(requester)
+        collector.add(responder)
+        answering = asyncio.create_task(responder.run(answer))
+        await requester.ask(Message(b"good"), timeout=60)
+        with pytest.raises(RequestFailedError):
+            await requester.ask(Message(b"bad"), timeout=60)
+        slow = asyncio.create_task(requester.ask(Message(b"slow"), timeout=60))
+        await eventually(lambda: responder.requests.received.received == 3)
+        during = collected(collector, "sums")
+        await clock.pass_time(61)
+        with pytest.raises(DeadlineExceededError):
+            await slow
+        held.set()
+        await eventually(lambda: requester.counters.late == 1)
+        responder.stop()
+        await answering
+        await collector.refresh()
+        after = collected(collector, "sums")
+        collector.remove(requester)
+        collector.remove(responder)
+        gone = collected(collector, "sums")
+
+    assert during["asks_pending"] == 1
+    assert {name: value for name, value in after.items() if value and "seconds" not in name} == {
+        "asks_total": 3,
+        "asks_answered_total": 1,
+        "asks_failed_total": 1,
+        "asks_overdue_total": 1,
+        "replies_late_total": 1,
+        "requests_answered_total": 2,
+        "requests_failed_total": 1,
+        # Of the queue, which both ends have open.
+        "stored_total": 3,
+        "send_batches_total": 3,
+        "received_total": 3,
+        "acked_total": 3,
+        "handled_total": 3,
+    }
+    assert after["pending"] == 0
+    assert gone == {}
+
+
+def collected(collector: MessagingCollector, name: str) -> dict[str, float]:
+    """Return what Prometheus would store of one name; a sample that comes twice is refused."""
+    found: dict[str, float] = {}
+    for family in collector.collect():
+        for sample in family.samples:
+            if sample.labels["name"] == name:
+                short = sample.name.removeprefix("molva_messaging_")
+                assert short not in found, f"{sample.name} comes twice"
+                found[short] = sample.value
+    return found

@@ -10,11 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from examples.adder.places import Places
 
-from molva.messaging import with_options
+from molva.messaging import url, with_options
 from tests.brokers.ports import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,8 +52,12 @@ def test_a_killed_worker_costs_no_sum_on_sqlite(tmp_path: Path) -> None:
     assert counted["right"] == counted["asked"]
 
 
-def test_a_killed_worker_costs_no_sum_on_redis(redis_url: str) -> None:
-    broker = with_options(redis_url, prefix=f"adder-{secrets.token_hex(4)}")
+@pytest.mark.parametrize("server", ["redis_url", "nats_url", "rabbitmq_url"])
+def test_a_killed_worker_costs_no_sum_on_a_server(
+    request: pytest.FixtureRequest, server: str
+) -> None:
+    prefix = f"adder-{secrets.token_hex(4)}"
+    broker = with_options(request.getfixturevalue(server), prefix=prefix)
     counted = run_adder(broker, "--seconds", "2", "--timeout", "20")
 
     check(counted)
@@ -63,6 +69,31 @@ def test_a_killed_worker_costs_no_more_than_an_answer_in_time_on_kafka(kafka_url
     counted = run_adder(kafka_url, "--seconds", "4", "--timeout", "3")
 
     check(counted)
+
+
+def test_requests_go_by_a_topic_on_any_broker_without_queues(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = ModuleType("a_log")
+    monkeypatch.setitem(sys.modules, "a_log", driver)
+    monkeypatch.setitem(url._DRIVERS, "log", ("a_log", None))
+
+    places = Places.of("log://host")
+
+    assert places.asked == "log://host?topic=additions"
+    assert places.taken == "log://host?topic=additions&subscription=adders"
+    assert places.replies == "log://host?topic=sums"
+
+
+@pytest.mark.parametrize(
+    ("broker", "queue"),
+    [
+        ("nats://host", "nats://host?queue=additions&lease=1"),
+        ("amqp://host", "amqp://host?queue=additions"),
+    ],
+)
+def test_a_lease_is_short_where_a_broker_has_leases(broker: str, queue: str) -> None:
+    assert Places.of(broker).taken == queue
 
 
 @pytest.fixture

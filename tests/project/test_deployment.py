@@ -1,21 +1,30 @@
 """Dockerfile, compose.yaml and the manual's table of versions agree with what runs."""
 
+import asyncio
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiormq
 import asyncpg
 import nats
+import pytest
 import redis
+from examples.scaling_out.fleet import Fleet
+from examples.scaling_out.visitors import Visitors, total
 
+from molva.cli.exits import UNAVAILABLE
+from tests.brokers import private_nats, private_redis
 from tests.brokers.kafka import pinned_version
 from tests.brokers.nats import VERSION
+from tests.brokers.ports import free_ports
 from tests.brokers.table import KINDS
 from tests.conftest import skip_without
 
@@ -40,6 +49,40 @@ def compose_config(**environment: str) -> str:
     return done.stdout
 
 
+def services(config: str) -> dict[str, str]:
+    """Return each service of what Compose understood."""
+    _, _, rest = config.partition("\nservices:\n")
+    if not rest:
+        rest = config.removeprefix("services:\n")
+    inside = re.split(r"^\S", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    _, *named = re.split(r"^  (\w+):\n", inside, flags=re.MULTILINE)
+    return dict(zip(named[::2], named[1::2], strict=True))
+
+
+def started(config: str, profiles: str) -> set[str]:
+    """Return the services that ``up`` starts. Old Compose shows the others, too."""
+    found = set()
+    for name, service in services(config).items():
+        listed = re.search(r"^ {4}profiles:\n((?: +- .+\n)+)", service, re.MULTILINE)
+        own = set() if listed is None else set(re.findall(r"- (\w+)", listed[1]))
+        if not own or own & set(profiles.split(",")):
+            found.add(name)
+    return found
+
+
+def ways() -> list[dict[str, str]]:
+    """Return the variables of each way that the manual has, the first without any."""
+    text = (ROOT / "docs" / "brokers.md").read_text()
+    exports = re.findall(r"^export (COMPOSE_PROFILES=.+)$", text, re.MULTILINE)
+    assert len(exports) == 3
+    return [{}, *(dict(one.split("=", 1) for one in export.split()) for export in exports)]
+
+
+def defaults() -> dict[str, str]:
+    lines = (ROOT / ".env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+
+
 def compose_command() -> list[str]:
     found = [each for each in (["docker", "compose"], ["docker-compose"]) if answers(each)]
     if not found:
@@ -53,30 +96,86 @@ def answers(command: list[str]) -> bool:
     return subprocess.run([*command, "version"], capture_output=True, check=False).returncode == 0
 
 
-def test_compose_accepts_the_file_with_redis_behind() -> None:
+@pytest.mark.parametrize("way", ways(), ids=lambda way: way.get("COMPOSE_PROFILES", "default"))
+def test_compose_starts_the_servers_that_molva_is_pointed_at_and_no_others(
+    way: dict[str, str],
+) -> None:
+    config = compose_config(**way)
+    running = started(config, {**defaults(), **way}["COMPOSE_PROFILES"])
+
+    for name in ("http", "worker"):
+        urls = re.findall(r"MOLVA_(?:BROKER|LEDGER): (\S+)", services(config)[name])
+        assert {urlsplit(url).hostname for url in urls} == running - {"http", "worker"}
+
+
+def test_compose_runs_kafka_and_redis_unless_told_otherwise() -> None:
     config = compose_config()
 
-    assert "redis://redis:6379/0" in config
-    assert "condition: service_healthy" in config
+    assert started(config, defaults()["COMPOSE_PROFILES"]) == {"http", "worker", "kafka", "redis"}
 
 
-def test_compose_accepts_the_file_with_postgresql_behind() -> None:
-    ledger = "postgresql://molva@postgresql:5432/molva"
-
-    assert ledger in compose_config(COMPOSE_PROFILES="postgresql", MOLVA_LEDGER=ledger)
+def test_no_service_of_compose_pulls_in_a_server_that_was_not_asked_for() -> None:
+    assert "depends_on" not in compose_config()
 
 
-def test_compose_accepts_the_file_with_rabbitmq_in_front() -> None:
-    broker = "amqp://molva:molva@rabbitmq"
+def test_what_compose_tells_nats_reaches_it() -> None:
+    config = compose_config(COMPOSE_PROFILES="nats,redis")
 
-    assert broker in compose_config(COMPOSE_PROFILES="redis,rabbitmq", MOLVA_BROKER=broker)
+    assert "sync_interval: always" in services(config)["nats"]
 
 
-def test_compose_accepts_the_file_with_nats_in_front() -> None:
-    config = compose_config(COMPOSE_PROFILES="nats,redis", MOLVA_BROKER="nats://nats:4222")
+def ends(data: Path, deployment: dict[str, str]) -> list[int]:
+    """Return the exit codes of what the image runs, where it should end by itself."""
+    [port] = free_ports(1)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "molva", command],
+            env={**os.environ, **deployment, "MOLVA_DATA": str(data), "MOLVA_PORT": str(port)},
+            stderr=subprocess.DEVNULL,
+        )
+        for command in ("serve", "work")
+    ]
+    try:
+        return [process.wait(60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
-    assert "MOLVA_BROKER: nats://nats:4222" in config
-    assert "sync_interval: always" in config
+
+@pytest.mark.parametrize("scheme", ["amqp", "kafka", "nats", "redis"])
+def test_a_broker_that_is_not_there_ends_processes_so_that_they_are_started_again(
+    tmp_path: Path, scheme: str
+) -> None:
+    [port] = free_ports(1)
+
+    codes = ends(tmp_path, {"MOLVA_BROKER": f"{scheme}://127.0.0.1:{port}"})
+
+    assert codes == [UNAVAILABLE, UNAVAILABLE]
+
+
+async def test_what_ended_for_want_of_a_server_serves_when_it_is_started_again(
+    tmp_path: Path,
+) -> None:
+    with private_nats() as broker, private_redis() as ledger:
+        deployment = {"MOLVA_BROKER": broker.url, "MOLVA_LEDGER": ledger.url}
+        broker.stop()
+        assert ends(tmp_path, deployment) == [UNAVAILABLE, UNAVAILABLE]
+        broker.start()
+        ledger.stop()
+        assert ends(tmp_path, deployment) == [UNAVAILABLE, UNAVAILABLE]
+        ledger.start()
+
+        with Fleet(tmp_path, deployment) as fleet:
+            fleet.start("work")
+            fleet.start("serve")
+            await asyncio.to_thread(fleet.wait_ready)
+            visitors = Visitors(fleet.ports[0], "default")
+            await visitors.rate(per_second=20, seconds=0.1)
+            while await total(fleet.ports[0], "default") < visitors.accepted:
+                await asyncio.sleep(0.1)
+
+    assert visitors.accepted >= 20
 
 
 def test_compose_runs_the_versions_that_scripts_brokers_runs_in_docker() -> None:

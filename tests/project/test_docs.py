@@ -16,7 +16,6 @@ from molva.cli import exits
 from molva.cli.main import main
 from molva.messaging import errors, url
 from molva.messaging.conformance import Harness
-from molva.messaging.drivers import kafka, memory, sqlite
 from molva.ratings import ledger
 from molva.ratings.ledger import protocol
 from molva.ratings.problem import TITLES
@@ -146,13 +145,60 @@ def test_every_messaging_error_is_in_the_manual() -> None:
         assert name in (errors.__doc__ or ""), name
 
 
-@pytest.mark.parametrize("driver", [kafka, memory, sqlite])
-def test_every_url_option_is_in_the_manual_and_in_the_drivers_header(driver: object) -> None:
-    text = manual("messaging.md")
-    for kind in ("TOPIC_OPTIONS", "QUEUE_OPTIONS"):
-        for option in getattr(driver, kind, ()):
-            assert f"`{option}`" in text, option
-            assert f"``{option}``" in (driver.__doc__ or ""), option
+def drivers() -> list[ParameterSet]:
+    """Return every driver with its scheme; one that is another's over TLS is the same."""
+    found: dict[object, str] = {}
+    for scheme in url.known_schemes():
+        found.setdefault(url.load_driver(url.BrokerURL.parse(f"{scheme}://x")), scheme)
+    return [pytest.param(driver, scheme, id=scheme) for driver, scheme in found.items()]
+
+
+def options_of(driver: object) -> set[str]:
+    return {o for kind in ("TOPIC", "QUEUE") for o in getattr(driver, f"{kind}_OPTIONS", ())}
+
+
+def section_of(scheme: str) -> str:
+    """Return what the manual says of the URLs of one driver."""
+    begins = re.search(rf"^### {scheme}://.*?(?=^##)", manual("messaging.md"), re.M | re.DOTALL)
+    assert begins is not None, f"no section on {scheme}://"
+    return begins[0]
+
+
+def tables_of_options(text: str) -> list[set[str]]:
+    """Return the names in the first column of each table of options."""
+    tables = re.findall(r"^\| option \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [
+        {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+        for table in tables
+    ]
+
+
+@pytest.mark.parametrize(("driver", "scheme"), drivers())
+def test_every_url_option_is_in_the_drivers_section_of_the_manual(
+    driver: object, scheme: str
+) -> None:
+    named = set(re.findall(r"`(\w+)`", section_of(scheme)))
+
+    assert options_of(driver) - named == set()
+
+
+@pytest.mark.parametrize(("driver", "scheme"), drivers())
+def test_every_url_option_is_in_the_drivers_header(driver: object, scheme: str) -> None:
+    for option in options_of(driver):
+        assert f"``{option}``" in (driver.__doc__ or ""), f"{scheme}: {option}"
+
+
+@pytest.mark.parametrize(("driver", "scheme"), drivers())
+def test_the_manuals_tables_of_url_options_name_the_drivers_and_no_others(
+    driver: object, scheme: str
+) -> None:
+    section = section_of(scheme)
+    pages = [section, *map(manual, re.findall(r"\]\(([a-z-]+\.md)\)", section))]
+    tables = [table for page in pages for table in tables_of_options(page)]
+
+    assert tables or scheme == "memory", "only memory:// names its options in a sentence"
+    for table in tables:
+        assert table - set(url.COMMON_OPTIONS) == options_of(driver)
 
 
 def test_every_common_url_option_is_in_the_manual() -> None:

@@ -120,7 +120,8 @@ async def _broker(deployment: "Deployment", kept: list[frozenset[str]]) -> str:
         stat = await topic.stat()
         reading = stat and stat.subscriptions.get(SUBSCRIPTION)
         if stat is None:
-            return redact(deployment.broker)
+            told = f"{redact(deployment.broker)}: reachable; it does not tell how much waits"
+            return told if topic.capacity is not None else f"{told}, and nothing bounds it"
         if not reading:
             return f"{redact(deployment.broker)}: {stat.stored:,} stored, no worker has run yet"
         others = [

@@ -58,10 +58,10 @@ def stat(url: str, as_json: bool) -> None:
 
     async def read() -> dict[str, dict[str, object]]:
         if parsed.queue is not None:
-            async with await open_queue(_existing(url)) as opened:
+            async with await open_queue(_existing(url), require=("stat",)) as opened:
                 found = await opened.stat()
                 return {} if found is None else {opened.name: asdict(found)}
-        async with await open_topic(_existing(url)) as topic:
+        async with await open_topic(_existing(url), require=("stat",)) as topic:
             of_topic = await topic.stat()
             if of_topic is None:
                 return {}
@@ -80,7 +80,7 @@ def stat(url: str, as_json: bool) -> None:
         shown = "  ".join(f"{field} {_number(value)}" for field, value in values.items())
         click.echo(f"{name}  {shown}")
     if not stats:
-        click.echo("nothing to show: no subscription, or the broker cannot tell", err=True)
+        click.echo("nothing to show: no subscription", err=True)
 
 
 @queue.command()

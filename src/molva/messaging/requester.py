@@ -177,7 +177,8 @@ class Requester(Closing):
         max_pending: int,
         clock: Clock,
     ) -> None:
-        self._sends: Final = sends
+        # Public, for metrics: what requests are sent to.
+        self.requests: Final = sends
         self._inbox: Final = inbox
         self._reply_to: Final = reply_to
         self._max_pending: Final = max_pending
@@ -254,10 +255,10 @@ class Requester(Closing):
         try:
             await self._inbox.close()
         finally:
-            await self._sends.close()
+            await self.requests.close()
 
     def __repr__(self) -> str:
-        return f"<Requester of {self._sends!r}, {len(self._pending):,} pending>"
+        return f"<Requester of {self.requests!r}, {len(self._pending):,} pending>"
 
     def _check_open(self) -> None:
         if self._closed:
@@ -284,7 +285,7 @@ class Requester(Closing):
         loop = asyncio.get_running_loop()
         # Beside the waiting, not before it: a broker that does not answer must not hold up
         # the deadline, nor a reply that overtakes the confirmation.
-        sending = loop.create_task(self._sends.send(request))
+        sending = loop.create_task(self.requests.send(request))
         sending.add_done_callback(sent)
         deadline = loop.create_task(self._clock.sleep(timeout))
         deadline.add_done_callback(passed)

@@ -143,7 +143,8 @@ class Responder(Closing):
     def __init__(
         self, requests: Queue | Subscription, topics: "_ReplyTopics", *, clock: Clock
     ) -> None:
-        self._requests: Final = requests
+        # Public, for metrics: what requests come by.
+        self.requests: Final = requests
         self._topics: Final = topics
         self._clock: Final = clock
         self._log: Final = SeldomLog(_logger, clock)
@@ -180,7 +181,7 @@ class Responder(Closing):
 
         # For the log, which names handlers.
         answer.__qualname__ = getattr(handler, "__qualname__", type(handler).__qualname__)
-        await self._requests.run(answer, concurrency=concurrency, timeout=timeout)
+        await self.requests.run(answer, concurrency=concurrency, timeout=timeout)
 
     def stop(self, *, timeout: float | None = None) -> None:
         """End ``run``, after the handlers under way.
@@ -189,7 +190,7 @@ class Responder(Closing):
             timeout: Seconds after which handlers that still run are cancelled, and their
                 requests given back; None waits for as long as they take.
         """
-        self._requests.stop(timeout=timeout)
+        self.requests.stop(timeout=timeout)
 
     async def close(self) -> None:
         """Give back what is not answered, and release the brokers. Idempotent."""
@@ -197,12 +198,12 @@ class Responder(Closing):
             return
         self._closed = True
         try:
-            await self._requests.close()
+            await self.requests.close()
         finally:
             await self._topics.close()
 
     def __repr__(self) -> str:
-        return f"<Responder of {self._requests!r}>"
+        return f"<Responder of {self.requests!r}>"
 
     async def _answer(self, handler: _Handler, delivery: Delivery) -> None:
         """Work on a request and send its reply; return where it is done with."""
@@ -214,7 +215,7 @@ class Responder(Closing):
             late = (self._clock.now_us() - until_us) / 1e6
             self._log.warning(
                 "%s: request %s came %.1f s after its deadline and was not worked on",
-                self._requests.name,
+                self.requests.name,
                 format_id(request.id),
                 late,
                 extra=about(request, delivery.attempt),

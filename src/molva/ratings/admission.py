@@ -4,7 +4,8 @@ Kafka takes whatever is sent. A service that accepts more than its workers count
 the broker's disks, and its answers would promise what comes hours later; so each HTTP
 process looks every second how much waits, and refuses while it is too much. That is not
 exact: what is accepted between two looks comes on top, some tens of thousands of ratings
-at most. Where the broker bounds what waits itself nothing of this runs.
+at most. Where the broker bounds what waits itself nothing of this runs, nor where it cannot
+tell how much does (RabbitMQ): then nothing bounds it, which is said when a process starts.
 """
 
 import asyncio
@@ -15,11 +16,16 @@ from typing import Final, final
 from molva._base.clock import Clock
 from molva.messaging import Topic
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "tells"]
 
 # Seconds between two looks. Longer, and more comes on top; shorter, and the broker is
 # asked for its positions more often than anything changes.
 _INTERVAL: Final = 1.0
+
+
+def tells(topic: Topic) -> bool:
+    """Return whether the broker can say how much waits in the topic."""
+    return topic.capabilities.stat != "none"
 
 
 @final
@@ -48,12 +54,13 @@ class Admission:
         pending: Callable[[], Awaitable[int | None]],
         clock: Clock,
     ) -> "Admission":
-        """Return what bounds a topic: nothing here where the topic does so itself.
+        """Return what bounds a topic: nothing here where it does so itself, or nobody can.
 
         ``topic``: None where it is away, and may turn out to bound nothing.
         """
-        bounded = topic is not None and topic.capacity is not None
-        return cls(None if bounded else capacity, pending, clock)
+        if topic is not None and (topic.capacity is not None or not tells(topic)):
+            capacity = None
+        return cls(capacity, pending, clock)
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

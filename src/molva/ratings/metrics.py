@@ -20,6 +20,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from molva.messaging import MessagingError, SendCounters, Topic, TopicStat
+from molva.ratings.admission import tells
 from molva.ratings.intake import LATENCY_BUCKETS, Intake
 from molva.ratings.siblings import Siblings, merged
 from molva.ratings.spool import Spool
@@ -36,7 +37,8 @@ class Metrics:
         intake: What accepts them.
         subscription: Who takes them.
         siblings: The processes that share this one's port; None where it is alone.
-        capacity: How many messages may wait, where the topic itself bounds nothing.
+        capacity: How many messages may wait, where the topic itself bounds nothing and tells
+            how many do.
         spool: What keeps ratings while the broker is away; None where nothing does.
     """
 
@@ -70,9 +72,11 @@ class Metrics:
     async def text(self) -> bytes:
         """Return all metrics in Prometheus' text format: of all siblings, and of the broker."""
         topic = self._topic()
-        self._broker.capacity = None if topic is None else topic.capacity
-        if self._broker.capacity is None:
-            self._broker.capacity = self._capacity
+        self._broker.capacity = None
+        if topic is not None:
+            self._broker.capacity = topic.capacity
+            if topic.capacity is None and tells(topic):
+                self._broker.capacity = self._capacity
         # Missing where it cannot be told, which is what an alert looks for. One that is known to
         # be away is not asked: that may take longer than a scrape.
         self._broker.stat = None

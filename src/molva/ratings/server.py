@@ -29,8 +29,9 @@ from granian.server.embed import Server
 
 from molva._base.clock import Clock
 from molva._base.collector import calm_collector
+from molva._base.redaction import redact
 from molva.messaging import BrokenBrokerError, MessagingError, Topic, UnavailableError
-from molva.ratings.admission import Admission
+from molva.ratings.admission import Admission, tells
 from molva.ratings.api import build_api
 from molva.ratings.catalog import Catalog
 from molva.ratings.deployment import SUBSCRIPTION, Deployment, check_shared, survives
@@ -178,6 +179,12 @@ class HTTPService:
                 capacity=deployment.capacity,
                 siblings=siblings,
             )
+            if topic is not None and topic.capacity is None and not tells(topic):
+                _logger.warning(
+                    "%s: the broker neither bounds what waits nor tells how much does, so nothing "
+                    "here bounds it (--capacity)",
+                    redact(deployment.broker),
+                )
             await stack.enter_async_context(service.admission.watching())
             if siblings is not None:
                 telling = siblings.telling(service._metrics.own_text)

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, final
 
@@ -99,7 +100,7 @@ def merged(texts: list[bytes]) -> bytes:
     families: dict[bytes, list[bytes]] = {}
     for text in texts:
         starts = [match.start() for match in _FAMILY.finditer(text)]
-        for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        for start, end in pairwise([*starts, len(text)]):
             lines = text[start:end].splitlines(keepends=True)
             name = lines[0].split(b" ", 3)[2]
             comments = [line for line in lines if line.startswith(b"#")]
