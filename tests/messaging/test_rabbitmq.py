@@ -76,9 +76,10 @@ class RabbitMQHarness(Harness):
             for names in self._made:
                 later = [names.later(step) for step in range(_STEPS)]
                 for name in (names.main, names.dead, *later):
-                    await channel.queue_delete(name)
+                    await channel.queue_delete(name, nowait=True)
                 for name in later:
-                    await channel.exchange_delete(name)
+                    await channel.exchange_delete(name, nowait=True)
+            await channel.basic_qos(prefetch_count=1)  # answered once all before it is done
 
 
 class TestRabbitMQTopic(TopicConformance):

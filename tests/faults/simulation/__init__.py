@@ -1,4 +1,4 @@
-"""The whole path on a virtual clock: a thousand runs, each of them one seed.
+"""The whole path on a virtual clock: thousands of runs, each of them one seed.
 
 The code under test is the product's own: intake, batcher, lanes, leases, retries, worker, and
 the ledger on a real SQLite file. What it stands on is ours, and does what the seed says:

@@ -124,18 +124,25 @@ async def _remove(
         await channel.basic_ack(upto, multiple=True, wait=False)
     for tag in sorted(wanted):
         await channel.basic_ack(tag, wait=False)
-        await channel.basic_qos(prefetch_count=0)  # answered once the one before was read
-    await channel.basic_qos(prefetch_count=0)
+        await _read(channel)
+    await _read(channel)
     if wanted:
         await asyncio.sleep(_PAUSE)
+
+
+async def _read(channel: Channel) -> None:
+    """Return when the server has read what was written: this is answered after it."""
+    async with asyncio.timeout(ANSWER):
+        await channel.basic_qos(prefetch_count=0)
 
 
 async def purge_dead(link: AMQPLink, names: Names) -> int:
     """Remove all dead letters; return how many there were."""
     channel = await link.channel()
     with translated(link.address):
-        found = await channel.queue_purge(names.dead)
-        await channel.close()
+        async with asyncio.timeout(ANSWER):
+            found = await channel.queue_purge(names.dead)
+            await channel.close()
     return found.message_count or 0
 
 

@@ -282,7 +282,8 @@ class Ladder:
             for step in range(_STEPS):
                 channel = await self._link.channel()
                 try:
-                    found = await channel.queue_purge(self._names.later(step))
+                    async with asyncio.timeout(ANSWER):
+                        found = await channel.queue_purge(self._names.later(step))
                 except ChannelNotFoundEntity:
                     break  # steps are made from the lowest up
                 removed += found.message_count or 0
@@ -290,17 +291,23 @@ class Ladder:
         return removed
 
     async def _make(self, steps: int) -> None:
-        channel = await self._link.channel()
         with translated(self._link.address):
-            # Steps are made from the lowest up.
-            is_new = await ready_in(channel, self._names.later(steps - 1)) is None
-            if is_new:  # the server has closed the channel
-                channel = await self._link.channel()
-            for step in range(steps):
-                await self._make_one(channel, step)
-            await channel.close()
+            async with asyncio.timeout(2 * ANSWER):
+                is_new = await self._declare(steps)
         await _written_down(is_new=is_new)
         self._made = steps
+
+    async def _declare(self, steps: int) -> bool:
+        """Declare the lowest steps; return whether one of them is new."""
+        channel = await self._link.channel()
+        # They are made from the lowest up.
+        is_new = await ready_in(channel, self._names.later(steps - 1)) is None
+        if is_new:  # the server has closed the channel
+            channel = await self._link.channel()
+        for step in range(steps):
+            await self._make_one(channel, step)
+        await channel.close()
+        return is_new
 
     async def _make_one(self, channel: Channel, step: int) -> None:
         here, names = self._names.later(step), self._names
