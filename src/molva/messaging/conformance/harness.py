@@ -313,21 +313,15 @@ class Suite:
         harness.kind = self.kind
         capabilities = harness.capabilities(self.kind)
         record_property("molva", f"{BrokerURL.parse(harness.base_url()).scheme} {self.kind}")
-        test = request.function
-        for feature in getattr(test, _NEEDS, ()):
-            if feature not in capabilities.features:
-                pytest.skip(f"by capability: no {feature!r} ({ALL_FEATURES[feature]})")
-        for feature in getattr(test, _LACKS, ()):
-            if feature in capabilities.features:
-                pytest.skip(f"by capability: has {feature!r}, and this is about those without")
-        for hook in getattr(test, _OFFERED, ()):
-            if not harness.offers(hook):
-                pytest.skip(f"not offered by {type(harness).__name__}: {hook}")
-        for hook in ("restart_broker", "cut_connections"):
-            if harness.offers(hook):
-                record_property("molva offers", hook)
-        yield harness
-        await harness.close()
+        # Skipped or not: what a harness has set in a driver must not stay for the next one.
+        try:
+            _skip_what_it_cannot(harness, request.function, capabilities)
+            for hook in ("restart_broker", "cut_connections"):
+                if harness.offers(hook):
+                    record_property("molva offers", hook)
+            yield harness
+        finally:
+            await harness.close()
         if harness.idle_bound != Harness.idle_bound:
             record_property("molva idle bound", harness.idle_bound)
         for why, number in (+harness.duplicates).items():
@@ -364,3 +358,17 @@ def _marked(mark: str, features: tuple[str, ...]) -> Callable[[_Test], _Test]:
         return test
 
     return mark_it
+
+
+def _skip_what_it_cannot(
+    harness: Harness, test: Callable[..., object], capabilities: Capabilities
+) -> None:
+    for feature in getattr(test, _NEEDS, ()):
+        if feature not in capabilities.features:
+            pytest.skip(f"by capability: no {feature!r} ({ALL_FEATURES[feature]})")
+    for feature in getattr(test, _LACKS, ()):
+        if feature in capabilities.features:
+            pytest.skip(f"by capability: has {feature!r}, and this is about those without")
+    for hook in getattr(test, _OFFERED, ()):
+        if not harness.offers(hook):
+            pytest.skip(f"not offered by {type(harness).__name__}: {hook}")
