@@ -133,3 +133,14 @@ def test_the_plugin_imports_nothing_of_messaging_and_messaging_no_pytest(module:
         assert not {"pytest", "molva.messaging.testing"} & loaded
     assert not {name for name in loaded if name.startswith("molva.messaging.conformance")}
     assert not {name for name in loaded if name.startswith("molva.messaging.drivers.")}
+
+
+def test_a_harness_is_closed_where_its_test_is_skipped_too(tmp_path: Path) -> None:
+    text = _DRIVER.replace("EXTRA", "pass").replace(
+        "async def cut_connections(self): pass",
+        'async def close(self): await super().close(); open("closed", "a").write("x")',
+    )
+    result = _pytest(tmp_path, text)
+
+    assert "3 passed, 3 skipped" in result.stdout
+    assert (tmp_path / "closed").read_text() == "x" * 6

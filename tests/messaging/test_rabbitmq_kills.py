@@ -19,24 +19,14 @@ def server() -> Iterator[Server]:
         yield server
 
 
-async def test_a_message_outlives_a_server_killed_as_soon_as_its_new_queue_stored_it(
-    server: Server,
+@pytest.mark.parametrize("delay", [0.0, 10.0])
+async def test_a_message_outlives_a_server_killed_as_soon_as_its_new_queues_stored_it(
+    server: Server, delay: float
 ) -> None:
-    url = with_options(server.url, queue="new")
+    """A delayed one lies in queues of its own, which are as new."""
+    url = with_options(server.url, queue=f"new-{delay:.0f}")
     async with await open_queue(url) as queue:
-        await queue.send(Message(b"1"))
-        await asyncio.to_thread(server.kill)
-        await asyncio.to_thread(server.start)
-        [delivery] = await take(queue, 1)
-        assert delivery.message.body == b"1"
-
-
-async def test_a_delayed_message_outlives_one_that_was_killed_when_its_delays_were_new(
-    server: Server,
-) -> None:
-    url = with_options(server.url, queue="later")
-    async with await open_queue(url) as queue:
-        await queue.send(Message(b"1", delay=10.0))
+        await queue.send(Message(b"1", delay=delay))
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
         [delivery] = await take(queue, 1)
