@@ -158,7 +158,8 @@ def _node(place: Place) -> str:
 def _environment(place: Place) -> dict[str, str]:
     """Return what tells Erlang's and RabbitMQ's scripts that nothing is outside the folder."""
     _, distribution, epmd = place.ports
-    schedulers = "+S 1:1" if place.hurried else "+S 2:2"
+    # Erlang's threads look for work in a loop before they sleep: for a server that is alone.
+    schedulers = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none" if place.hurried else "+S 2:2"
     return {
         # Where Erlang keeps the secret by which nodes know each other.
         "HOME": str(place.folder),

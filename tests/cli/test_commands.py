@@ -210,7 +210,9 @@ class TestImporter:
         with pytest.raises(problem):
             importer.run(rows(), lambda _: None)
 
-        assert time.monotonic() - started < 0.3 + 1.2
+        # A second, and as much again for whatever else the machine does. Whoever waited for the
+        # connections that answer nothing would need their time-out.
+        assert time.monotonic() - started < 0.3 + 2.0
 
     @pytest.mark.parametrize(
         "url",
