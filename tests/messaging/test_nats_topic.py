@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import string
 from collections.abc import AsyncIterator
+from typing import Any
 
 import nats
 import pytest
@@ -252,6 +253,25 @@ async def test_a_message_that_somebody_else_wrote_becomes_a_dead_letter(
         assert [letter.message.body for letter in letters] == [b"plain", b"odd"]
         assert all("undecodable" in letter.reason for letter in letters)
         assert "became a dead letter" in caplog.text
+
+
+@pytest.mark.parametrize("other", [{"body": b"2"}, {"body": b"1", "key": "k"}])
+async def test_another_message_under_an_id_that_was_taken_is_not_dropped(
+    url: str, other: dict[str, Any]
+) -> None:
+    """Whoever stored the first decides about it, and can tell; a server would not."""
+    topic = await open_topic(url)
+    subscription = await open_subscription(url + "&subscription=s")
+    first = Message(b"1")
+    await topic.send(first)
+    await topic.send(Message(id=first.id, **other))
+    found = await take(subscription, 2)
+    assert [(d.message.id, d.message.body, d.message.key) for d in found] == [
+        (first.id, b"1", None),
+        (first.id, other["body"], other.get("key")),
+    ]
+    await topic.close()
+    await subscription.close()
 
 
 async def test_a_message_sent_twice_is_stored_once(url: str) -> None:
