@@ -27,7 +27,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, final
@@ -121,6 +121,20 @@ class History:
         self.longest_silence = 0.0
         self._file = path.open("w", encoding="ascii")
         self._count = 0
+
+    def let_either_stand(self, counted: Mapping[bytes, int]) -> None:
+        """Let that of two ratings under one id be the first that was counted.
+
+        For brokers that keep no order: the second may come first, and then the first becomes
+        the dead letter. Exactly one of them is counted, and the other one is told.
+
+        Args:
+            counted: By id, the rate that the ledger has.
+        """
+        for place, other in enumerate(self.conflicts):
+            first = self.ratings[other.id]
+            if counted.get(other.id) == other.rate != first.rate:
+                self.ratings[other.id], self.conflicts[place] = other, first
 
     def write(self, process: int, what: str, kind: str, **more: object) -> float:
         """Write one line; return its time."""

@@ -78,6 +78,8 @@ async def prove(
                 f"{left} messages were not settled within {_DRAIN:.0f} s of the last fault"
             )
         ordered = topic.capabilities.ordering == "per-key"
+        if not ordered:
+            history.let_either_stand({row.id: row.rate for row in proof.evidence.rows})
         proof.violations += judge(history, proof.evidence, poisoned, ordered=ordered)
         proof.violations += await asyncio.to_thread(_verify, place)
         proof.violations += await _send_all_again(

@@ -144,6 +144,23 @@ def test_order_is_judged_where_the_broker_promises_it(history: History) -> None:
     assert kinds(judge(history, evidence(swapped), {})) == {"order"}
 
 
+def test_without_order_either_of_two_ratings_under_one_id_stands_and_the_other_is_told(
+    history: History,
+) -> None:
+    history.conflicts = [told(1, 9)]
+    rows = [ROWS[0], ROWS[1]._replace(rate=9), ROWS[2]]
+    letter = dead(1, RATES[1])
+    assert kinds(judge(history, evidence(rows, (letter,)), {}, ordered=False)) == {
+        "garbled",
+        "poison",
+    }
+
+    history.let_either_stand({row.id: row.rate for row in rows})
+
+    assert judge(history, evidence(rows, (letter,)), {}, ordered=False) == []
+    assert kinds(judge(history, evidence(rows), {}, ordered=False)) == {"lost"}
+
+
 def test_an_answer_that_goes_back(history: History) -> None:
     older = Totals(1, "default", "a", 2, 3.0, 1, {3: 1}, 1, at=6.0, until=6.1)
     history.totals = [older, READ]
