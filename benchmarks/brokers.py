@@ -86,14 +86,17 @@ def against_raw(
         many, raw_many, tasks, taken, raw_taken = columns
         for _ in range(warm_up + _TURNS):
             topic, raw_topic = new_topic(), new_topic()
-            messages = [Message(b"x" * size, key=str(n % 100)) for n in range(number)]
+            messages, others = (
+                [Message(b"x" * size, key=str(n % 100)) for n in range(number)] for _ in range(2)
+            )
             for each in (topic, raw_topic):
                 asyncio.run(_make(with_options(url, topic=each, subscription="s")))
             raw_many.append(peer.send(raw_topic, messages))
             many.append(asyncio.run(_send_many(with_options(url, topic=topic), messages)))
             raw_taken.append(peer.receive(raw_topic, number))
             taken.append(asyncio.run(_receive(with_options(url, topic=topic), number)))
-            tasks.append(asyncio.run(_send(with_options(url, topic=topic), messages)))
+            # Others: a server that drops what it has seen would do nothing for the same again.
+            tasks.append(asyncio.run(_send(with_options(url, topic=topic), others)))
         for column in columns:
             del column[:warm_up]
         warm_up = 0
