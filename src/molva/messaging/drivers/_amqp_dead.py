@@ -74,13 +74,9 @@ async def _sent_back(
         letter = letter_of(delivered, names.origin)
         if len(chosen) < limit and (wanted is None or letter.message.id in wanted):
             chosen.append((delivered, pack(letter.message, letter.stored_at_us)))
-    results = await sender.publish([Parcel(packed, "", names.main) for _, packed in chosen])
-    # Stored first, then removed: at every moment it is in one of the two, at worst in both.
-    stored = [d for (d, _), problem in zip(chosen, results, strict=True) if problem is None]
-    await _remove(channel, stored, letters)
-    for problem in results:
-        if problem is not None:
-            raise UnavailableError(f"dead letters were not sent back: {problem}") from problem
+    failed = await _passed_on(channel, sender, chosen, names.main, letters)
+    if failed is not None:
+        raise UnavailableError(f"dead letters were not sent back: {failed}") from failed
     return len(chosen)
 
 
@@ -94,13 +90,27 @@ async def move(link: AMQPLink, sender: AMQPSender, source: str, target: str) -> 
                 return
             await channel.close()
         async with _taken(link, source, _BATCH) as (held, found):
-            parcels = [Parcel(again(delivered), "", target) for delivered in found]
-            results = await sender.publish(parcels)
-            stored = [d for d, problem in zip(found, results, strict=True) if problem is None]
-            await _remove(held, stored, found)
-            for problem in results:
-                if problem is not None:
-                    raise UnavailableError(f"{source!r} was not moved: {problem}") from problem
+            chosen = [(delivered, again(delivered)) for delivered in found]
+            failed = await _passed_on(held, sender, chosen, target, found)
+            if failed is not None:
+                raise UnavailableError(f"{source!r} was not moved: {failed}") from failed
+
+
+async def _passed_on(
+    channel: Channel,
+    sender: AMQPSender,
+    chosen: Sequence[tuple[DeliveredMessage, Packed]],
+    target: str,
+    taken: Sequence[DeliveredMessage],
+) -> Exception | None:
+    """Move some of what was taken to another queue; return why the first that stays does.
+
+    Stored first, then removed: at every moment it is in one of the two, at worst in both.
+    """
+    results = await sender.publish([Parcel(packed, "", target) for _, packed in chosen])
+    stored = [d for (d, _), problem in zip(chosen, results, strict=True) if problem is None]
+    await _remove(channel, stored, taken)
+    return next((problem for problem in results if problem is not None), None)
 
 
 async def _remove(
@@ -125,9 +135,10 @@ async def _remove(
     for tag in sorted(wanted):
         await channel.basic_ack(tag, wait=False)
         await _read(channel)
-    await _read(channel)
     if wanted:
         await asyncio.sleep(_PAUSE)
+    else:
+        await _read(channel)
 
 
 async def _read(channel: Channel) -> None:
