@@ -34,7 +34,16 @@ from molva.messaging.errors import (
 )
 from molva.messaging.message import MAX_PRIORITY
 
-__all__ = ["LONGEST_DELAY", "NEW_QUEUE", "Ladder", "QueueShape", "Topology", "asked", "ready_in"]
+__all__ = [
+    "LONGEST_DELAY",
+    "NEW_QUEUE",
+    "Ladder",
+    "QueueShape",
+    "Topology",
+    "asked",
+    "ready_in",
+    "written_down",
+]
 
 T = TypeVar("T")
 
@@ -111,8 +120,11 @@ class Topology:
         self._creates = creates
         self._shown = shown
 
-    async def topic(self, name: str, exchange: str, kept: str) -> None:
-        """Find or make a topic, and where what nobody subscribed to is kept."""
+    async def topic(self, name: str, exchange: str, kept: str) -> bool:
+        """Find or make a topic, and where what nobody subscribed to is kept.
+
+        Returns whether that is new: then ``written_down`` has to be waited for.
+        """
         if not self._creates:
             async with self._looking() as channel:
                 try:
@@ -121,7 +133,7 @@ class Topology:
                     raise TopicNotFoundError(
                         f"{self._shown}: there is no topic {name!r}, and create=never was asked"
                     ) from None
-            return
+            return False
         is_new = not await self._is_there(kept)
         async with self._looking() as channel:
             await channel.exchange_declare(kept, exchange_type="fanout", durable=True)
@@ -133,10 +145,13 @@ class Topology:
                 durable=True,
                 arguments={"alternate-exchange": kept},
             )
-        await _written_down(is_new=is_new)
+        return is_new
 
-    async def subscription(self, topic: str, subscription: str, names: Names) -> None:
-        """Find or make the queue of a subscription. It is not bound yet."""
+    async def subscription(self, topic: str, subscription: str, names: Names) -> bool:
+        """Find or make the queue of a subscription, which is not bound yet.
+
+        Returns whether it is new: then ``written_down`` has to be waited for.
+        """
         is_new = not await self._is_there(names.main)
         if not self._creates:
             if is_new:
@@ -144,13 +159,13 @@ class Topology:
                     f"{self._shown}: topic {topic!r} has no subscription {subscription!r}, "
                     "and create=never was asked"
                 )
-            return
+            return False
         await self._dead(names)
         async with self._looking() as channel:
             await channel.queue_declare(
                 names.main, durable=True, arguments=QueueShape().arguments(names.dead)
             )
-        await _written_down(is_new=is_new)
+        return is_new
 
     async def bind(self, names: Names, exchange: str) -> None:
         """Let what is sent to a topic come to a subscription."""
@@ -178,7 +193,7 @@ class Topology:
             elif discipline is None and any(name in problem for name in _OF_ONE_KIND):
                 shape = replace(shape, priority=not shape.priority)
         if not problem:
-            await _written_down(is_new=is_new)
+            await written_down(is_new=is_new)
             return shape
         if "x-max-length" in problem:
             raise InvalidURLError(
@@ -294,7 +309,7 @@ class Ladder:
         with translated(self._link.address):
             async with asyncio.timeout(2 * ANSWER):
                 is_new = await self._declare(steps)
-        await _written_down(is_new=is_new)
+        await written_down(is_new=is_new)
         self._made = steps
 
     async def _declare(self, steps: int) -> bool:
@@ -333,8 +348,8 @@ def _rounded_up(delay: float) -> int:
     return -(-units >> spare) << spare
 
 
-async def _written_down(*, is_new: bool) -> None:
-    """Wait until the server will know a new queue again after it was killed."""
+async def written_down(*, is_new: bool) -> None:
+    """Wait until the server will know a queue made just now again after it was killed."""
     if is_new:
         await asyncio.sleep(NEW_QUEUE)
 

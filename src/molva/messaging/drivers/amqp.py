@@ -87,7 +87,7 @@ from molva.messaging.drivers._amqp_sender import (
     RefusedError,
     ReturnedError,
 )
-from molva.messaging.drivers._amqp_topology import QueueShape, Topology
+from molva.messaging.drivers._amqp_topology import QueueShape, Topology, written_down
 from molva.messaging.errors import MessagingError, UnavailableError
 from molva.messaging.message import Message
 from molva.messaging.url import BrokerURL
@@ -118,7 +118,7 @@ async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "AMQPTop
     kept = Names.kept_of(options.prefix, topic)
 
     async def restore() -> None:
-        await topology.topic(topic, exchange, kept)
+        await written_down(is_new=await topology.topic(topic, exchange, kept))
 
     try:
         await restore()
@@ -140,8 +140,9 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
     kept = Names.kept_of(options.prefix, topic)
 
     async def restore() -> None:
-        await topology.topic(topic, exchange, kept)
-        await topology.subscription(topic, subscription, names)
+        is_new = await topology.topic(topic, exchange, kept)
+        is_new |= await topology.subscription(topic, subscription, names)
+        await written_down(is_new=is_new)
         if url.create == "never":
             return
         # Before and behind: older messages come first, and none is left over.
