@@ -19,10 +19,10 @@ from molva.messaging.drivers._nats_messages import (
     Names,
     headers_of,
     message_of,
-    size_of,
+    too_large,
 )
 from molva.messaging.drivers._nats_opening import NATSServer
-from molva.messaging.errors import MessageTooLargeError, MessagingError
+from molva.messaging.errors import MessagingError
 from molva.messaging.message import Message
 
 __all__ = ["NATSChannelSubscription", "NATSChannelTopic"]
@@ -47,11 +47,10 @@ class NATSChannelTopic(ChannelTopic):
         outcomes: list[Outcome | MessagingError] = []
         for message in messages:
             headers = headers_of(message)
-            beyond = size_of(message, headers) - self._limit
-            if beyond > 0:
+            problem = too_large(message, headers, self._limit)
+            if problem is not None:
                 # The server would end the connection, with all that is behind.
-                size = len(message.body)
-                outcomes.append(MessageTooLargeError(size, max(0, size - beyond)))
+                outcomes.append(problem)
                 continue
             await connection.publish(self._subject, message.body, headers=headers)
             outcomes.append(Outcome.STORED)

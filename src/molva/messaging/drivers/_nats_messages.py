@@ -29,6 +29,7 @@ from nats.aio.msg import Msg
 
 from molva._base.ids import ID_BYTES
 from molva.messaging.driver import DeadLetter
+from molva.messaging.errors import MessageTooLargeError
 from molva.messaging.message import NO_HEADERS, Message
 
 __all__ = [
@@ -44,7 +45,7 @@ __all__ = [
     "message_of",
     "only_of",
     "replay_headers_of",
-    "size_of",
+    "too_large",
 ]
 
 MSG_ID: Final = "Nats-Msg-Id"
@@ -144,10 +145,15 @@ def headers_of(message: Message) -> dict[str, str]:
     return {MSG_ID: f"{message.id.hex()}-{checksum:08x}", _META: meta}
 
 
-def size_of(message: Message, headers: Mapping[str, str]) -> int:
-    """Return the bytes that a message takes of what a server takes at most."""
-    meta = headers.get(_META)
-    return len(message.body) + _PLAIN_BYTES + (0 if meta is None else len(meta) + _META_BYTES)
+def too_large(
+    message: Message, headers: Mapping[str, str], limit: int
+) -> MessageTooLargeError | None:
+    """Return why a message does not fit into ``limit`` bytes with its headers; None if it does."""
+    meta, size = headers.get(_META), len(message.body)
+    around = _PLAIN_BYTES + (0 if meta is None else len(meta) + _META_BYTES)
+    if size + around <= limit:
+        return None
+    return MessageTooLargeError(size, max(0, limit - around))
 
 
 def message_of(msg: Msg) -> Message:

@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from molva._base.clock import Clock
 from molva.messaging.driver import Outcome
 from molva.messaging.drivers._nats_link import NATSLink, Question, nobody_answered
-from molva.messaging.drivers._nats_messages import MSG_ID, headers_of, size_of
+from molva.messaging.drivers._nats_messages import MSG_ID, headers_of, too_large
 from molva.messaging.drivers._nats_opening import SPARE_BYTES
 from molva.messaging.drivers._nats_streams import error_of
 from molva.messaging.errors import (
@@ -97,13 +97,12 @@ class Sends:
         """Store messages in their order."""
         subject, limit = self._subject, self._limit
         questions = []
-        too_large: dict[int, MessagingError] = {}
+        refused: dict[int, MessagingError] = {}
         for place, message in enumerate(messages):
             headers = headers_of(message)
-            size = size_of(message, headers)
-            if size > limit:
-                most = max(0, limit - (size - len(message.body)))
-                too_large[place] = MessageTooLargeError(len(message.body), most)
+            problem = too_large(message, headers, limit)
+            if problem is not None:
+                refused[place] = problem
                 continue
             questions.append(Question(subject, message.body, headers))
         if self._capacity is None:
@@ -111,10 +110,10 @@ class Sends:
         else:
             async with self._turn:
                 outcomes = await self._stored_in_room(questions, self._capacity)
-        if not too_large:
+        if not refused:
             return outcomes
         rest = iter(outcomes)
-        return [too_large.get(place) or next(rest) for place in range(len(messages))]
+        return [refused.get(place) or next(rest) for place in range(len(messages))]
 
     async def _stored(self, questions: Sequence[Question]) -> list[Outcome | MessagingError]:
         if not questions:
