@@ -16,7 +16,7 @@ from typing import Final, final
 from molva._base.clock import Clock
 from molva.messaging import Topic
 
-__all__ = ["Admission", "tells"]
+__all__ = ["Admission", "bound_of", "tells"]
 
 # Seconds between two looks. Longer, and more comes on top; shorter, and the broker is
 # asked for its positions more often than anything changes.
@@ -26,6 +26,11 @@ _INTERVAL: Final = 1.0
 def tells(topic: Topic) -> bool:
     """Return whether the broker can say how much waits in the topic."""
     return topic.capabilities.stat != "none"
+
+
+def bound_of(topic: Topic, capacity: int | None) -> int | None:
+    """Return how many may wait here: ``capacity``, unless the topic bounds it, or nobody can."""
+    return capacity if topic.capacity is None and tells(topic) else None
 
 
 @final
@@ -58,9 +63,7 @@ class Admission:
 
         ``topic``: None where it is away, and may turn out to bound nothing.
         """
-        if topic is not None and (topic.capacity is not None or not tells(topic)):
-            capacity = None
-        return cls(capacity, pending, clock)
+        return cls(capacity if topic is None else bound_of(topic, capacity), pending, clock)
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

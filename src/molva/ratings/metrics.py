@@ -20,7 +20,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from molva.messaging import MessagingError, SendCounters, Topic, TopicStat
-from molva.ratings.admission import tells
+from molva.ratings.admission import bound_of
 from molva.ratings.intake import LATENCY_BUCKETS, Intake
 from molva.ratings.siblings import Siblings, merged
 from molva.ratings.spool import Spool
@@ -74,9 +74,7 @@ class Metrics:
         topic = self._topic()
         self._broker.capacity = None
         if topic is not None:
-            self._broker.capacity = topic.capacity
-            if topic.capacity is None and tells(topic):
-                self._broker.capacity = self._capacity
+            self._broker.capacity = topic.capacity or bound_of(topic, self._capacity)
         # Missing where it cannot be told, which is what an alert looks for. One that is known to
         # be away is not asked: that may take longer than a scrape.
         self._broker.stat = None
