@@ -174,7 +174,8 @@ class Spool:
         self._outage = self._new_outage("the broker is away, and ratings wait in the spool")
         # Whether it is open if the broker takes anything: then one rating is sent to find out.
         self._doubtful = True
-        self._full: QueueFullError | None = None
+        # How many messages the broker holds, where it is back and has no room for what waits here.
+        self._full_at: int | None = None
         self._state = _State.AWAY
         if broker is not None and outbox.is_empty:
             self._return()
@@ -284,10 +285,8 @@ class Spool:
     async def _keep(self, message: Message) -> None:
         """Store a rating in the outbox, behind all that is there."""
         broker, oldest = self.broker, self._outbox.oldest_at_us
-        if self._full is not None:
-            # The broker is back, and has no room for what waits here. A new error each time: one
-            # that is raised again and again keeps the stack of everybody who met it.
-            raise QueueFullError(self._full.capacity)
+        if self._full_at is not None:
+            raise QueueFullError(self._full_at)
         if broker is not None and len(message.body) > broker.capabilities.max_body_bytes:
             raise MessageTooLargeError(len(message.body), broker.capabilities.max_body_bytes)
         hours = 0.0 if oldest is None else (self._clock.now_us() - oldest) / 3.6e9
@@ -364,7 +363,7 @@ class Spool:
             if self._state is _State.AWAY and not self._doubtful and self._outbox.length <= _LAST:
                 self._close()
             gone, obstacle = await self._send_on()
-            self._full = obstacle if isinstance(obstacle, QueueFullError) else None
+            self._full_at = obstacle.capacity if isinstance(obstacle, QueueFullError) else None
             if obstacle is not None:
                 self._leave()
                 await self._outage.wait(obstacle)
