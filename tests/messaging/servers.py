@@ -1,6 +1,7 @@
 """What is asked of every broker that is a server: wrong addresses, and a server that dies.
 
-A module of tests gives its scheme to ``Unreachable``, and its own server to ``lose_nothing``.
+A module of tests gives its scheme to ``Unreachable``, and its own server to
+``lose_nothing_while_killed``.
 """
 
 import asyncio

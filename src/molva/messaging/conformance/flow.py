@@ -7,6 +7,7 @@ import pytest
 
 from molva.messaging import (
     Action,
+    Delivery,
     Message,
     QueueFullError,
     SendManyError,
@@ -96,7 +97,7 @@ class Flow(Suite):
         topic, subscription = await h.topic(), await h.subscription(max_open=3)
         await topic.send_many([Message(b"%d" % n, key=str(n)) for n in range(20)])
 
-        first = await subscription.receive(10)
+        first: list[Delivery] = []
         async with asyncio.timeout(PATIENCE):
             while len(first) < 3:
                 first += await subscription.receive(10)
