@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from molva._base.clock import ManualClock
 from molva.messaging._batching import Batcher
+from molva.messaging.driver import DearCalls
 
 
 class Calls:
@@ -201,6 +203,7 @@ def test_every_item_gets_its_own_result_in_the_order_submitted(data: st.DataObje
     seed = data.draw(st.integers(0, 2**32))
     max_items = data.draw(st.integers(1, 7))
     groups = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+    dear = data.draw(st.sampled_from([None, DearCalls(2, 0.0002)]))
 
     async def scenario() -> None:
         rng = random.Random(seed)
@@ -214,7 +217,7 @@ def test_every_item_gets_its_own_result_in_the_order_submitted(data: st.DataObje
                 raise OSError(items)
             return [item * 10 for item in items]
 
-        batcher = Batcher(call, max_items=max_items)
+        batcher = Batcher(call, max_items=max_items, dear=dear)
         submitted: list[int] = []
         tasks: list[tuple[list[int], asyncio.Task[list[int | BaseException]]]] = []
 
@@ -278,3 +281,67 @@ async def test_giving_up_answers_all_who_wait_and_sends_nothing_that_waited() ->
     assert calls.batches == [[1], [6]]
     assert not batcher.busy
     assert batcher.call_seconds == 0.0
+
+
+def _dear(clock: ManualClock) -> "tuple[Calls, Batcher[int, int]]":
+    calls = Calls()
+    return calls, Batcher(calls, dear=DearCalls(fewest=3, seconds=0.005), clock=clock)
+
+
+async def _some(batcher: Batcher[int, int], *items: int) -> "list[asyncio.Task[int]]":
+    tasks = [asyncio.create_task(_wait(batcher, item)) for item in items]
+    await asyncio.sleep(0.001)
+    return tasks
+
+
+async def test_a_dear_call_waits_for_as_many_as_the_last_had() -> None:
+    calls, batcher = _dear(ManualClock())
+    await asyncio.gather(*await _some(batcher, 1, 2, 3, 4))
+
+    tasks = await _some(batcher, 5, 6)
+    assert calls.batches == [[1, 2, 3, 4]]
+    tasks += await _some(batcher, 7, 8)
+
+    assert calls.batches == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert await asyncio.gather(*tasks) == [50, 60, 70, 80]
+
+
+async def test_a_dear_call_waits_no_longer_than_it_costs_and_only_behind_many() -> None:
+    clock = ManualClock()
+    calls, batcher = _dear(clock)
+    await asyncio.gather(*await _some(batcher, 1, 2, 3, 4))
+
+    tasks = await _some(batcher, 5, 6)
+    await clock.pass_time(0.0049)
+    assert len(calls.batches) == 1
+    await clock.pass_time(0.0001)
+    await asyncio.gather(*tasks)
+    assert calls.batches[1:] == [[5, 6]]
+
+    await asyncio.gather(*await _some(batcher, 7))  # behind two: at once
+    assert calls.batches[2:] == [[7]]
+
+
+async def test_a_dear_call_waits_for_nobody_when_it_is_drained() -> None:
+    calls, batcher = _dear(ManualClock())
+    await asyncio.gather(*await _some(batcher, 1, 2, 3, 4))
+    tasks = await _some(batcher, 5)
+
+    await batcher.drain()
+
+    assert calls.batches == [[1, 2, 3, 4], [5]]
+    assert await tasks[0] == 50
+
+
+async def test_a_slice_of_many_does_not_wait_for_those_behind_it() -> None:
+    calls = Calls()
+    clock = ManualClock()
+    batcher = Batcher(calls, max_items=4, dear=DearCalls(fewest=3, seconds=0.005), clock=clock)
+
+    sending = asyncio.create_task(batcher.submit_many(list(range(10))))
+    await asyncio.sleep(0.01)
+    assert calls.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    await clock.pass_time(0.005)
+
+    assert len(await sending) == 10
+    assert calls.batches[2:] == [[8, 9]]

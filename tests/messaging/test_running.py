@@ -4,6 +4,8 @@ import asyncio
 import contextvars
 from collections import Counter
 
+import pytest
+
 from molva.messaging import Delivery, Message, Subscription, open_subscription, open_topic
 
 URL = "memory://{}?topic=t"
@@ -119,3 +121,22 @@ async def test_no_more_handlers_run_than_slots_and_nothing_of_a_key_is_left() ->
 
         assert most == 7
         assert len(asyncio.all_tasks()) <= tasks_before
+
+
+async def test_a_second_cancel_as_the_last_handler_ends_is_a_cancel() -> None:
+    async with await opened("cancelled", [Message(b"1")]) as s:
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def handle(delivery: Delivery) -> None:
+            begun.set()
+            await release.wait()
+            asyncio.get_running_loop().call_soon(running.cancel)
+
+        running = asyncio.create_task(s.run(handle))
+        await begun.wait()
+        s.stop()
+        await asyncio.sleep(0.01)
+        release.set()
+
+        with pytest.raises(asyncio.CancelledError):
+            await running

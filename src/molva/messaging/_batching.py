@@ -3,7 +3,8 @@
 While one call is under way, items pile up; the next call takes them all. A lone item
 waits for nothing, a flood travels in large batches, and nothing has to be tuned. Batchers
 with a linger make every lone item pay for the flood that may come; where a call is dear,
-a cloud's that is paid by the call, one can be asked for.
+a cloud's that is paid by the call, one can be asked for. Where a call costs the broker much
+beside what is in it, the driver says so, and a call waits for who was answered by the last.
 
 One call runs at a time, so items are stored in the order in which they were submitted.
 Every item gets a result of its own; where the whole call raised, every item of that call
@@ -16,6 +17,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
+from molva._base.waiting import first_of
+from molva.messaging.driver import DearCalls
 
 __all__ = ["Batcher"]
 
@@ -47,6 +50,9 @@ class Batcher(Generic[T, R]):
         max_items: Items after which a call is full. A slice of ``submit_many``, which has
             at most as many, is not torn apart for it.
         linger: Seconds that the first item of a call waits for others.
+        dear: Where calls are dear. Behind a call of so many items the next waits for as many,
+            but for so many seconds only: who was answered is about to come again, and would
+            need a call of their own. None where they are cheap.
         give_up: Asked behind a call that took longer than a second: the error by which
             what piled up meanwhile fails at once, None where it travels in the next call.
         clock: Where time comes from.
@@ -58,12 +64,18 @@ class Batcher(Generic[T, R]):
         *,
         max_items: int = 1_000,
         linger: float = 0.0,
+        dear: DearCalls | None = None,
         give_up: Callable[[Sequence[R | BaseException]], BaseException | None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._call = call
         self._max_items = max_items
         self._linger = linger
+        self._dear = dear
+        # How many items the last call had, and how many a call waits for; 0 while none does.
+        self._last = 0
+        self._wanted = 0
+        self._enough = asyncio.Event()
         self._give_up = give_up
         self._clock = clock
         self._items: list[T] = []
@@ -113,6 +125,8 @@ class Batcher(Generic[T, R]):
             idle.set_result(None)
         elif self._task is None:
             self._wake()
+        elif self._wanted and len(self._items) >= self._wanted:
+            self._enough.set()
         return future
 
     async def submit_many(self, items: Sequence[T]) -> list[R | BaseException]:
@@ -180,6 +194,7 @@ class Batcher(Generic[T, R]):
             await asyncio.shield(self._task)
 
     def _wake(self) -> None:
+        self._enough.set()
         if self._task is None:
             self._task = self._loop.create_task(self._run())
         elif self._idle is not None and not self._idle.done():
@@ -200,6 +215,7 @@ class Batcher(Generic[T, R]):
                 if not self._items:
                     continue
             items, waiters = self._take()
+            self._last = len(items)
             self._answering = waiters
             began = self._began = self._clock.monotonic()
             try:
@@ -254,10 +270,21 @@ class Batcher(Generic[T, R]):
         """Let the loop go round as long as each round brings more items."""
         if self._linger and len(self._items) < self._max_items and not self._draining:
             await self._clock.sleep(self._linger)
+        elif self._dear is not None:
+            await self._wait_for_as_many(self._dear)
         seen = 0
         while seen != len(self._items) < self._max_items:
             seen = len(self._items)
             await asyncio.sleep(0)
+
+    async def _wait_for_as_many(self, dear: DearCalls) -> None:
+        """Let those come again whom the last call has answered."""
+        if len(self._items) >= self._last or self._last < dear.fewest or self._draining:
+            return
+        self._enough.clear()
+        self._wanted = self._last
+        await first_of(self._clock.sleep(dear.seconds), self._enough.wait())
+        self._wanted = 0
 
     def _take(self) -> "tuple[list[T], list[asyncio.Future[R] | _Group[R]]]":
         if len(self._items) <= self._max_items:

@@ -154,12 +154,12 @@ class Runner:
         self._begin(self._give_back_ready())
         try:
             if timeout is None:
-                await asyncio.wait(self._tasks)
+                await self._all_ended()
             else:
-                await first_of(asyncio.wait(self._tasks), self._clock.sleep(timeout))
+                await first_of(self._all_ended(), self._clock.sleep(timeout))
         except asyncio.CancelledError:
             self.cancel()
-            await asyncio.wait(self._tasks)
+            await self._all_ended()
             raise
         if self._tasks:
             _logger.warning(
@@ -169,6 +169,11 @@ class Runner:
                 timeout,
             )
             self.cancel()
+            await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        # The last may have ended just as its end was awaited, or begun another, which gives back.
+        while self._tasks:
             await asyncio.wait(self._tasks)
 
     def _fill_slots(self) -> None:

@@ -9,7 +9,7 @@ from molva._base.ids import ID_BYTES
 from molva._base.waiting import first_of
 from molva.messaging._batching import Batcher
 from molva.messaging._opened import Opened
-from molva.messaging.driver import Capabilities, Outcome, TellsRoom
+from molva.messaging.driver import Capabilities, HasDearCalls, Outcome, TellsRoom
 from molva.messaging.errors import (
     MessageTooLargeError,
     MessagingError,
@@ -87,6 +87,7 @@ class Sending(Opened):
             self._send_batch,
             max_items=_MAX_BATCH,
             linger=self._url.linger,
+            dear=driver.dear_calls if isinstance(driver, HasDearCalls) else None,
             give_up=self._give_up,
             clock=self._clock,
         )

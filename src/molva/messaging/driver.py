@@ -29,7 +29,9 @@ __all__ = [
     "Clock",
     "ConsumerDriver",
     "DeadLetter",
+    "DearCalls",
     "FirstDeliveries",
+    "HasDearCalls",
     "Outcome",
     "Peeked",
     "QueueDriver",
@@ -420,6 +422,27 @@ class TellsRoom(Protocol):
 
         May be cancelled at any point.
         """
+        ...
+
+
+class DearCalls(NamedTuple):
+    """What makes it worth waiting for more before a call is made.
+
+    ``fewest``: messages of a call from which on it is. ``seconds``: for how long at most;
+    what a call costs beside what is in it.
+    """
+
+    fewest: int
+    seconds: float
+
+
+@runtime_checkable
+class HasDearCalls(Protocol):
+    """What a sender's driver may have besides: it says that its calls are dear."""
+
+    @property
+    def dear_calls(self) -> DearCalls | None:
+        """Return from when on waiting pays, as the place was found; None where it does not."""
         ...
 
 
