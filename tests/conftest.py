@@ -1,6 +1,7 @@
 """What several test files share: a real service in real processes, and its HTTP."""
 
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -181,6 +182,8 @@ _LONG = (
     "tests/messaging/test_rabbitmq_power.py",
     "tests/faults/live/test_queues.py",
     "tests/project/test_scaling_out.py",
+    "tests/messaging/test_kafka_cluster.py",
+    "tests/messaging/test_nats_cluster.py",
     "tests/brokers/test_private.py",
 )
 
@@ -199,6 +202,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[_servers].close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """Tell a file of what it left behind, and not whichever test finds it."""
+    yield
+    gc.collect()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.hookimpl(wrapper=True)

@@ -192,6 +192,7 @@ class TestImporter:
 
         assert self.send(self.importer(answers.url), 1).stored == 1
 
+    @pytest.mark.timed
     @pytest.mark.parametrize("silent", [False, True])
     @pytest.mark.parametrize("problem", [KeyboardInterrupt, ImportFailedError])
     def test_it_ends_within_a_second(
@@ -559,6 +560,16 @@ class TestRunning:
             run_until_signal(main)
 
         assert used < 0.1
+
+    def test_what_runs_after_it_can_be_interrupted(self) -> None:
+        async def main(stop: asyncio.Event) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            await stop.wait()
+
+        run_until_signal(main)
+
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     @pytest.mark.parametrize(
         ("host", "shown"),

@@ -197,16 +197,19 @@ def cpu_seconds(*command: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.timed
 def test_importing_costs_less_than_0_3_s() -> None:
-    assert min(cpu_seconds("-c", "import molva.queueing") for _ in range(3)) < 0.3
+    assert min(cpu_seconds("-c", "import molva.queueing") for _ in range(7)) < 0.3
 
 
+@pytest.mark.timed
 def test_a_closed_form_costs_less_than_0_7_s() -> None:
     command = ("-m", "molva", "model", "M(2.2/s)/M(1s)/2/5")
 
     assert min(cpu_seconds(*command) for _ in range(3)) < 0.7
 
 
+@pytest.mark.timed
 def test_a_million_servers_and_places_take_less_than_2_s() -> None:
     command = ("-m", "molva", "model", "M(1000000/s)/M(1s)/1000000/1000000")
 

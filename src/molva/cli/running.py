@@ -20,6 +20,8 @@ PARENT_PIPE: Final = "MOLVA_PARENT_PIPE"
 # Names the writing end of a pipe by which a child tells its parent that it answers.
 READY_PIPE: Final = "MOLVA_READY_PIPE"
 
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+
 
 def set_up_logging() -> None:
     """Log to stderr, one line an event, without secrets."""
@@ -41,7 +43,7 @@ def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]])
     async def supervised() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOPPING:
             loop.add_signal_handler(number, stop.set)
         pipe = os.environ.get(PARENT_PIPE)
 
@@ -58,8 +60,15 @@ def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]])
             if pipe is not None:
                 loop.remove_reader(int(pipe))
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(supervised())
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(supervised())
+    finally:
+        # uvloop leaves its handlers behind: what runs after it could not be interrupted. Not
+        # earlier, since a second signal must not end what the first lets finish.
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tell_parent_ready() -> None:
