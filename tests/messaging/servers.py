@@ -105,10 +105,13 @@ async def both_ends(kind: str, url: str, lease: str) -> tuple[Topic | Queue, Sub
     return await open_queue(url), await open_queue(url)
 
 
-async def lose_nothing_while_killed(kind: str, server: Server) -> None:
-    """Kill a server twice under a hundred publishers: all that was confirmed arrives."""
+async def lose_nothing_while_killed(kind: str, server: Server, **options: str) -> None:
+    """Kill a server twice under a hundred publishers: all that was confirmed arrives.
+
+    ``options`` stand in the URL.
+    """
     publishers, each = 100, 20
-    sender, consumer = await both_ends(kind, server.url, "1")
+    sender, consumer = await both_ends(kind, with_options(server.url, **options), "1")
     got: Counter[bytes] = Counter()
     sent: set[bytes] = set()
 

@@ -28,6 +28,8 @@ class RabbitMQHarness(Harness):
     hurries: ClassVar[bool] = True
     moment = 0.5
     quiet = 0.3
+    # A quorum queue keeps acknowledgements in its channel while 32 are being written.
+    ack_interval = 1.0
 
     def __init__(self, server_url: str) -> None:
         super().__init__()

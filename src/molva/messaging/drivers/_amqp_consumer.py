@@ -22,9 +22,9 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, Final, final
+from typing import Any, Final
 
-from aiormq.abc import ConsumerCallback, DeliveredMessage
+from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError
 
@@ -42,9 +42,9 @@ from molva.messaging.driver import (
     Token,
 )
 from molva.messaging.drivers._amqp_dead import dead_letters_of, purge_dead, replay_dead
+from molva.messaging.drivers._amqp_incoming import take_deliveries
 from molva.messaging.drivers._amqp_link import ANSWER, AMQPLink, translated
 from molva.messaging.drivers._amqp_messages import (
-    ForeignMessageError,
     Received,
     bury,
     foreign,
@@ -91,25 +91,6 @@ _GRACE: Final = 15
 _MOST_NACKED: Final = 10_000
 # Seconds in which closing gives back what is held.
 _GIVE_BACK: Final = 3.0
-
-
-@final
-class _AnyConsumer(dict[str, ConsumerCallback]):
-    """What the client library knows of a channel's consumers: that all are this one.
-
-    It forgets a consumer when it is cancelled, and drops what the server has sent just before:
-    held by us for as long as the channel lives, and seen by nobody.
-    """
-
-    def __init__(self, callback: ConsumerCallback) -> None:
-        super().__init__()
-        self._callback = callback
-
-    def __setitem__(self, tag: str, callback: ConsumerCallback) -> None:
-        """Keep nothing: a consumer that subscribes a hundred times a second has many tags."""
-
-    def get(self, tag: str, default: Any = None) -> ConsumerCallback:
-        return self._callback
 
 
 class AMQPConsumer:
@@ -171,6 +152,8 @@ class AMQPConsumer:
         self._receivers = 0
         self._returned_at = float("-inf")
         self._is_hot = False
+        # Whether there was as much as was asked for: then more is on its way.
+        self._was_full = False
         self._idle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -191,7 +174,7 @@ class AMQPConsumer:
                     if not self._ready:
                         await self._shielded(self._subscribe(limit))
                     if self._ready:
-                        if self._is_hot:
+                        if self._is_hot or self._was_full:
                             await self._gather(limit)
                         return self._take(limit)
                     left = deadline - self._clock.monotonic()
@@ -226,6 +209,7 @@ class AMQPConsumer:
             one = held[number]
             token = (epoch, number)
             found.append(RawDelivery(one.message, self._attempt(one), token, one.stored_at_us))
+        self._was_full = len(found) == limit
         return found
 
     async def _gather(self, limit: int) -> None:
@@ -261,7 +245,7 @@ class AMQPConsumer:
                         self._outstanding, self._window = 0, window
                         tag = f"molva-{self._epoch}-{self._consumer}"
                         self._tag = tag
-                        await channel.basic_consume(self.names.main, self._note, consumer_tag=tag)
+                        await channel.basic_consume(self.names.main, _nobody, consumer_tag=tag)
                 except AMQPError as error:
                     self._tag = None
                     if channel.is_closed and "NOT_FOUND" in str(error):
@@ -302,7 +286,7 @@ class AMQPConsumer:
             if channel is not None:
                 self._lose(channel)
             channel = await self._link.channel()
-            channel.consumers = _AnyConsumer(self._note)
+            take_deliveries(channel, self._note)
             channel.on_consumer_cancel_callbacks.add(self._note_cancel)
             self._channel = channel
             self._epoch += 1
@@ -327,14 +311,15 @@ class AMQPConsumer:
             self._tag = None
         self._came.set()
 
-    async def _note(self, delivered: DeliveredMessage) -> None:
-        """Take in what the server sends."""
+    def _note(self, delivered: DeliveredMessage) -> None:
+        """Take in what the server sends, also to a consumer that was ended since."""
         number = delivered.delivery_tag or 0
         if delivered.channel is not self._channel:
             return
         try:
             one = received(delivered, int(str(delivered.consumer_tag).rpartition("-")[2]))
-        except ForeignMessageError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is: see below
+            # What is neither held nor buried would be acknowledged with what is around it.
             self._burying.add(number)
             self._spawn(self._bury_foreign(self._epoch, number, delivered, str(error)))
             return
@@ -676,6 +661,10 @@ class AMQPConsumer:
     async def _shielded(self, work: Any) -> Any:
         """Run to its end what may not be cut off: the client library closes the channel then."""
         return await asyncio.shield(self._spawn(work))
+
+
+async def _nobody(delivered: DeliveredMessage) -> None:
+    """Stand where the client library wants a callback: what comes is taken before."""
 
 
 def _number_of(token: Token) -> int:

@@ -35,6 +35,10 @@ _QUIET: Final = 2
 _MOST: Final = 65_535
 # Letters that are sent back, or compared with what was asked for, at once.
 _BATCH: Final = 500
+# Messages that are moved at once, where they are small, and bytes of them. Fewer, and a turn's
+# waits cost more than what is moved in it.
+_MOVED: Final = 2_000
+_MOVED_BYTES: Final = 16_000_000
 
 
 async def dead_letters_of(link: AMQPLink, names: Names, limit: int) -> list[DeadLetter]:
@@ -80,16 +84,28 @@ async def _sent_back(
     return len(chosen)
 
 
-async def move(link: AMQPLink, sender: AMQPSender, source: str, target: str) -> None:
-    """Move all that lies in a queue to another, as it is."""
-    while True:
+async def move(
+    link: AMQPLink, sender: AMQPSender, source: str, target: str, *, growing: bool = False
+) -> None:
+    """Move all that lies in a queue to another, as it is.
+
+    ``growing``: where others still send to it, what was there at first and no more. They may
+    send faster than anything can be moved.
+    """
+    moved, most, some = 0, None, _BATCH
+    while most is None or moved < most:
         channel = await link.channel()
         with translated(link.address):
             there = await ready_in(channel, source)
             if not there:
                 return
             await channel.close()
-        async with _taken(link, source, _BATCH) as (held, found):
+        if growing and most is None:
+            most = there
+        async with _taken(link, source, some) as (held, found):
+            moved += len(found)
+            size = sum(len(delivered.body) for delivered in found)
+            some = max(1, min(_MOVED, _MOVED_BYTES * len(found) // max(1, size)))
             chosen = [(delivered, again(delivered)) for delivered in found]
             failed = await _passed_on(held, sender, chosen, target, found)
             if failed is not None:

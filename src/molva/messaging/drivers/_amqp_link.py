@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final, final
 
 import aiormq
+from aiormq.abc import AbstractConnection
 from aiormq.channel import Channel
 from aiormq.exceptions import (
     AMQPConnectionError,
@@ -140,14 +141,14 @@ class AMQPLink:
                     f"{self._address}: there is no vhost {self._address.vhost!r}, or user "
                     f"{self._address.user!r} has no rights there"
                 ) from error
-            _check_version(self._address, connection)
             self._connection = connection
+            try:
+                _check_version(self._address, connection)
+            except IncompatibleBrokerError:
+                await self.drop()
+                raise
             self._was_in = True
         return self._connection
-
-    def is_lost(self) -> bool:
-        """Whether the connection has ended, or there is none."""
-        return self._connection is None or not self._connection.is_opened
 
     def is_blocked(self) -> bool:
         """Whether the server takes no messages for now: its memory or disk is full."""
@@ -163,9 +164,15 @@ class AMQPLink:
             ready.close()
         return True
 
-    async def drop(self) -> None:
-        """Close a connection that is of no use any more; the next channel opens another."""
-        connection, self._connection = self._connection, None
+    async def drop(self, only: AbstractConnection | None = None) -> None:
+        """Close a connection that is of no use any more; the next channel opens another.
+
+        Args:
+            only: That one, and not another that was opened since.
+        """
+        connection = only or self._connection
+        if connection is self._connection:
+            self._connection = None
         if connection is not None:
             with contextlib.suppress(TimeoutError, AMQPError, OSError):
                 async with asyncio.timeout(_GOODBYE):

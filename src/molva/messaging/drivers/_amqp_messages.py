@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
 from aiormq.abc import DeliveredMessage
+from pamqp import encode
 from pamqp.commands import Basic
 
 from molva._base.ids import ID_BYTES
@@ -105,14 +106,14 @@ def bury(
     message: Message, stored_at_us: int, attempts: int, *, reason: str, died_at_us: int
 ) -> Packed:
     """Return what to publish of a message that becomes a dead letter."""
-    more = {_STORED: stored_at_us, _REASON: reason[:_MOST_OF_REASON], _DIED: died_at_us}
+    more = {_STORED: stored_at_us, _REASON: _text(reason), _DIED: died_at_us}
     return _packed(message, more, attempts)
 
 
 def foreign(delivered: DeliveredMessage, why: str, *, died_at_us: int) -> Packed:
     """Return what to publish of somebody else's message, so that it is a dead letter of ours."""
     properties = delivered.header.properties
-    headers = {**(properties.headers or {}), _REASON: why[:_MOST_OF_REASON], _DIED: died_at_us}
+    headers = {**_sendable(properties.headers or {}), _REASON: _text(why), _DIED: died_at_us}
     # Such a number may be anything, or nothing; RabbitMQ returns messages by it.
     id_ = f"{(properties.message_id or '')[:100]}.{next(_serial)}"
     made = Basic.Properties(
@@ -133,9 +134,31 @@ def again(delivered: DeliveredMessage) -> Packed:
         message_id=f"{id_}.{next(_serial)}",
         delivery_mode=_PERSISTENT,
         priority=properties.priority,
-        headers={k: v for k, v in _headers_of(delivered).items() if k not in _COUNTS},
+        headers=_sendable({k: v for k, v in _headers_of(delivered).items() if k not in _COUNTS}),
     )
     return Packed(bytes(delivered.body), made)
+
+
+def _text(reason: str) -> str:
+    """Return what can be sent of a reason: an error may quote what is no text."""
+    return reason[:_MOST_OF_REASON].encode(errors="replace").decode()
+
+
+def _sendable(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return headers of another program as they can be sent on.
+
+    The client library reads more than it can write: text that is no UTF-8 comes as bytes, and a
+    number may be too large for it. Bytes go on as bytes, and what is left as how it is written.
+    """
+    found: dict[str, Any] = {}
+    for name, value in headers.items():
+        kept = bytearray(value) if isinstance(value, bytes) else value
+        try:
+            encode.field_table({name: kept})
+        except Exception:  # noqa: BLE001 - the library raises whatever it meets
+            kept = _text(repr(value))
+        found[name] = kept
+    return found
 
 
 def _packed(message: Message, headers: dict[str, Any], attempts: int) -> Packed:
@@ -250,5 +273,5 @@ def _message_of(delivered: DeliveredMessage, headers: Mapping[str, Any]) -> Mess
             min(properties.priority or 0, MAX_PRIORITY),  # as the server takes it
             ttl=found.get("ttl"),
         ).checked()
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ForeignMessageError(f"it is none of Molva's messages: {error}") from error

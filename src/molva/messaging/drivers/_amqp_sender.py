@@ -3,20 +3,19 @@
 A message is safe when it is persistent, went to a queue and was confirmed. The server confirms
 what goes to no queue at all, so every message is ``mandatory`` and comes back then. It confirms
 many at a time and in any order, so many are under way at once, on one channel: on several they
-would overtake each other. On one a message's confirmation is not waited for before the next is
-written, which in older versions of the client library needed several channels.
+would overtake each other. ``_amqp_batch`` writes them.
 """
 
 import asyncio
 import re
-from collections.abc import Collection, Iterator, Sequence
-from typing import Final, NamedTuple, final
+from collections.abc import Iterator, Sequence
+from typing import Final, final
 
 from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError, PublishError
 
+from molva.messaging.drivers._amqp_batch import Batch, Parcel
 from molva.messaging.drivers._amqp_link import AMQPLink, translated
-from molva.messaging.drivers._amqp_messages import Packed
 from molva.messaging.drivers._amqp_options import AMQPAddress
 from molva.messaging.errors import MessageTooLargeError, UnavailableError
 
@@ -32,14 +31,6 @@ _LOOK: Final = 0.25
 _TOO_LARGE: Final = re.compile(r"larger than configured max size (\d+)")
 # Bytes a second that any network carries: what is larger is waited for longer.
 _SLOWEST_NETWORK: Final = 2_000_000
-
-
-class Parcel(NamedTuple):
-    """A message and where it is sent to."""
-
-    packed: Packed
-    exchange: str
-    routing_key: str
 
 
 class ReturnedError(Exception):
@@ -96,60 +87,53 @@ class AMQPSender:
 
     async def _publish(self, parcels: Sequence[Parcel]) -> list[Exception | None]:
         channel = await self._opened()
+        batch = Batch(channel, parcels)
         size = sum(len(parcel.packed.body) for parcel in parcels)
-        publishing = [
-            asyncio.ensure_future(
-                channel.basic_publish(
-                    parcel.packed.body,
-                    exchange=parcel.exchange,
-                    routing_key=parcel.routing_key,
-                    properties=parcel.packed.properties,
-                    mandatory=True,
-                    # Waiting for the socket is for what fills it; it costs as much as the rest.
-                    wait=size > _MOST_BYTES // 8,
-                )
-            )
-            for parcel in parcels
-        ]
+        publishing = asyncio.ensure_future(batch.publish(drained=size > _MOST_BYTES // 8))
+        publishing.add_done_callback(_look_at)
         try:
-            await self._answers(publishing, self._timeout + size / _SLOWEST_NETWORK)
+            await self._answers(channel, publishing, self._timeout + size / _SLOWEST_NETWORK)
         finally:
-            late = [task for task in publishing if not task.done()]
-            for task in late:
-                task.cancel()
-        if late:
-            lost, blocked = self.link.is_lost(), self.link.is_blocked()
+            is_late = not publishing.done()
+            publishing.cancel()
+        why = "was closed before it had confirmed"
+        if is_late:
+            lost, blocked = _is_lost(channel), self.link.is_blocked()
             # Whatever is confirmed from now on would be taken for what comes next.
-            await self.link.drop()
-            await asyncio.wait(late)
+            await self.link.drop(channel.connection)
+            await asyncio.wait((publishing,))
             why = f"has not confirmed within {self._timeout:g} s"
             if lost:
                 why = "has not confirmed before the connection was lost"
             elif blocked:
                 why = "takes no messages: its memory or disk is full, see rabbitmqctl status"
-            return [self._outcome(task, why) for task in publishing]
-        return [self._outcome(task) for task in publishing]
+        told = None if publishing.cancelled() else publishing.exception()
+        failed = told or asyncio.CancelledError()
+        return [
+            self._outcome(failed if answer is Batch.OPEN else answer, why)
+            for answer in batch.answers
+        ]
 
-    async def _answers(self, publishing: "Sequence[asyncio.Task[object]]", seconds: float) -> None:
+    async def _answers(
+        self, channel: Channel, publishing: "asyncio.Task[None]", seconds: float
+    ) -> None:
         """Wait until all are answered, for so long, or for as long as there is a connection.
 
         One that was reset tells some of those who wait for it, and at times not the others.
         """
         deadline = asyncio.get_running_loop().time() + seconds
-        waiting: Collection[asyncio.Task[object]] = publishing
-        while waiting and (left := deadline - asyncio.get_running_loop().time()) > 0:
-            _, waiting = await asyncio.wait(waiting, timeout=min(left, _LOOK))
-            if waiting and self.link.is_lost():
+        while not publishing.done() and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait((publishing,), timeout=min(left, _LOOK))
+            if not publishing.done() and _is_lost(channel):
                 # What is told to all is told now; who is told nothing is not told later either.
-                await asyncio.wait(waiting, timeout=min(left, _LOOK))
+                await asyncio.wait((publishing,), timeout=min(left, _LOOK))
                 return
 
-    def _outcome(self, publishing: "asyncio.Task[object]", why: str = "") -> Exception | None:
-        if publishing.cancelled():
-            return UnavailableError(f"{self.link.address} {why}")
-        error = publishing.exception()
+    def _outcome(self, error: BaseException | None, why: str) -> Exception | None:
         if error is None:
             return None
+        if isinstance(error, asyncio.CancelledError):
+            return UnavailableError(f"{self.link.address} {why}")
         if isinstance(error, PublishError):
             return ReturnedError(f"{self.link.address}: nobody takes {error.args[1]!r}")
         if isinstance(error, DeliveryError):
@@ -169,6 +153,16 @@ class AMQPSender:
     async def close(self) -> None:
         """Close the connection."""
         await self.link.close()
+
+
+def _is_lost(channel: Channel) -> bool:
+    """Whether a channel's connection has ended; there may be another since."""
+    return not channel.connection.is_opened
+
+
+def _look_at(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled():
+        task.exception()  # it is said of each message
 
 
 def _limit_told(results: Sequence[Exception | None]) -> int | None:

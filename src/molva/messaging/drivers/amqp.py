@@ -36,7 +36,8 @@ Delivery:
 
 Design:
     A message is persistent, mandatory and confirmed, or it is an error. Hundreds are under way at
-    once on one channel, which keeps their order (``_amqp_sender``).
+    once on one channel, which keeps their order (``_amqp_sender``), and a batch is written as one
+    (``_amqp_batch``).
 
     A consumer holds a message until it settles it or its connection ends: there is no lease, and
     nothing to extend. It is subscribed while somebody receives, and for what was asked for
@@ -148,7 +149,7 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
         # Before and behind: older messages come first, and none is left over.
         takes_over = options.start != "latest"
         if takes_over:
-            await move(link, sender, kept, names.main)
+            await move(link, sender, kept, names.main, growing=True)
         await topology.bind(names, exchange)
         if takes_over:
             await move(link, sender, kept, names.main)
