@@ -37,11 +37,13 @@ _ABOUT_NO_MESSAGE = (
     "redis: an entry of topic",
     "redis: subscription %r of topic %r was gone",
     "redis: queue %r is gone",
-    # NATS: of messages that are none of ours, and what others changed or removed.
+    # NATS: of messages that are none of ours, and what others made, changed or removed.
+    "nats: stream %r takes no batches",
     "nats: a message of %s became a dead letter",
     "nats: consumer %r of %s was",
     "nats: %s was gone",
     "nats: the lease of consumer",
+    "%s: NATS %s, when it is killed, empties the stream",
     # RabbitMQ: of queues, and messages that are none of ours.
     "%s: a message of %s became a dead letter",
     "%s: %s had been removed and is made anew",

@@ -1,7 +1,6 @@
 """Topics that keep nothing: ``delivery=at-most-once`` on NATS."""
 
 import asyncio
-import contextlib
 import secrets
 
 import nats
@@ -21,7 +20,7 @@ from molva.messaging.conformance import PATIENCE, bodies, take
 from molva.messaging.drivers import _nats_channel, _nats_link
 from tests.brokers import private_nats
 from tests.faults.live.proxy import Proxy
-from tests.messaging.channels import Channels
+from tests.messaging.channels import Channels, come_back_after_a_restart
 
 
 @pytest.fixture
@@ -72,20 +71,7 @@ async def test_what_is_no_message_is_passed_over(
 
 async def test_subscribers_come_back_after_a_restart_of_the_server() -> None:
     with private_nats() as server:
-        url = with_options(server.url, delivery="at-most-once", topic="t")
-        async with (
-            await open_topic(url) as topic,
-            await open_subscription(url + "&subscription=s") as subscription,
-        ):
-            server.kill()
-            await asyncio.to_thread(server.restart)
-            got: list[bytes] = []
-            async with asyncio.timeout(PATIENCE):
-                while not got:
-                    # Neither end can do anything until it is connected again.
-                    with contextlib.suppress(UnavailableError):
-                        await topic.send(Message(b"1"))
-                        got = bodies(await subscription.receive(wait=0.1))
+        await come_back_after_a_restart(server)
 
 
 async def test_who_may_not_publish_or_subscribe_is_told_so() -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import random
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats
 import pytest
@@ -36,9 +39,8 @@ from molva.messaging.conformance import PATIENCE, Harness, bodies, eventually, t
 from molva.messaging.conformance.dying import Dying
 from molva.messaging.drivers import _nats_link, _nats_opening
 from molva.messaging.drivers import nats as driver
-from molva.messaging.drivers._nats_link import NATSAddress, NATSLink, Question
+from molva.messaging.drivers._nats_link import Hosts, NATSAddress, NATSLink, Question
 from molva.messaging.drivers._nats_messages import Names
-from molva.messaging.drivers._nats_opening import NATSServer
 from molva.messaging.drivers.nats import NATSQueue
 from molva.messaging.url import BrokerURL
 from tests.brokers import Server, make_certificates, private_nats
@@ -48,6 +50,7 @@ from tests.brokers.table import KINDS
 from tests.conftest import skip_without
 from tests.faults.live.disk import Image, can_mount
 from tests.faults.live.proxy import Proxy
+from tests.messaging.nats_versions import need_numbers, need_present, server_of
 from tests.messaging.servers import (
     Unreachable,
     both_ends,
@@ -234,6 +237,7 @@ async def test_a_stream_of_somebody_else_under_our_name_is_refused() -> None:
 
 
 async def test_what_is_survived_is_what_url_server_and_stream_say(nats_url: str) -> None:
+    need_present(since=(2, 10), what="sync before it confirms")
     with private_nats() as server:
         for sync, survives in (({}, {"kill"}), ({"sync": "always"}, {"kill", "power"})):
             url = with_options(server.url, queue="q", **sync)
@@ -257,23 +261,104 @@ async def test_what_is_survived_is_what_url_server_and_stream_say(nats_url: str)
 @pytest.mark.parametrize(
     ("version", "sync", "replicas", "survives"),
     [
-        ((2, 9), "always", 1, {"kill"}),
-        ((2, 10), "always", 1, {"kill", "power"}),
-        ((2, 15), "always", 3, {"kill", "power", "node"}),
-        ((2, 15), None, 3, {"kill", "node"}),
-        ((2, 15), "always", 2, {"kill", "power"}),
+        ((2, 9, 25), "always", 1, {"kill"}),
+        ((2, 10, 0), "always", 1, {"kill", "power"}),
+        ((2, 15, 2), "always", 3, {"kill", "power", "node"}),
+        ((2, 15, 2), None, 3, {"kill", "node"}),
+        ((2, 15, 2), "always", 2, {"kill", "power"}),
     ],
 )
 def test_an_old_server_is_not_believed_to_sync_and_three_copies_outlive_a_node(
-    version: tuple[int, int], sync: str | None, replicas: int, survives: set[str]
+    version: tuple[int, int, int], sync: str | None, replicas: int, survives: set[str]
 ) -> None:
-    link = NATSLink(NATSAddress.of(BrokerURL.parse("nats://h")))
     syncs = sync is not None and version >= _nats_opening._FIRST_THAT_SYNCS
-    server = NATSServer(link, version, 1_048_576, syncs)
+    server = server_of(version, syncs=syncs)
 
     found = server.limited(driver.QUEUE_CAPABILITIES, replicas=replicas, in_file=True)
 
     assert found.survives == survives
+
+
+@pytest.mark.parametrize(
+    ("version", "keeps", "is_told"),
+    [
+        ((2, 9, 25), True, False),  # it ignores the number
+        ((2, 10, 0), False, False),
+        ((2, 10, 27), False, False),
+        ((2, 10, 28), True, True),
+        ((2, 11, 1), False, False),
+        ((2, 11, 2), True, True),
+        ((2, 15, 2), True, True),
+    ],
+)
+def test_a_stream_that_a_killed_server_would_empty_survives_nothing(
+    version: tuple[int, int, int], keeps: bool, is_told: bool
+) -> None:
+    server = server_of(version, syncs=True)
+    best = driver.QUEUE_CAPABILITIES
+
+    numbered = server.limited(best, replicas=1, in_file=True, numbered=True)
+    other = server.limited(best, replicas=1, in_file=True)
+
+    assert bool(numbered.survives) == keeps
+    assert "kill" in other.survives
+    assert server.numbers_well == is_told
+
+
+async def test_a_server_that_would_empty_them_is_not_told_the_first_numbers_of_streams(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    need_numbers(nats_url)
+    prefix = f"test-{secrets.token_hex(6)}"
+    old, new = (with_options(nats_url, prefix=prefix, queue=name) for name in ("old", "new"))
+    await (await open_queue(old)).close()  # told, by this server
+    monkeypatch.setattr(_nats_opening, "_FIRST_THAT_NUMBER_WELL", ((99, 0, 0), (99, 0, 0)))
+
+    async with await open_queue(new) as queue:
+        assert queue.capabilities.survives == {"kill"}
+    async with await open_queue(old) as queue:
+        assert queue.capabilities.survives == set()
+
+    told = [record.getMessage() for record in caplog.records if "first_seq" in record.msg]
+    assert len(told) == 1
+    assert Names(prefix, "queue", "old").stream in told[0]
+    async with streams_of(nats_url) as streams:
+        for name, is_told in (("old", True), ("new", False)):
+            info = await streams.stream_info(Names(prefix, "queue", name).stream)
+            assert (info.state.first_seq > 1_000_000) == is_told
+
+
+def test_the_server_that_failed_last_is_tried_last() -> None:
+    names = [("a", 1), ("b", 1), ("c", 1)]
+    hosts = Hosts(names)
+    first, second, third = hosts.in_turn()
+    assert {first, second, third} == set(names)
+
+    hosts.put_last(first)
+    assert hosts.in_turn() == (second, third, first)
+    hosts.put_last(third)
+    assert hosts.in_turn() == (second, first, third)
+
+
+async def test_a_dead_server_in_front_of_a_living_one_costs_nothing(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "sample", lambda hosts, number: list(hosts)[:number])
+    dead, living = free_ports(1)[0], urlsplit(nats_url)
+    assert living.hostname is not None
+    url = nats_url.replace(living.hostname, f"{living.hostname}:{dead},{living.hostname}", 1)
+    link = NATSLink(NATSAddress.of(BrokerURL.parse(url)))
+    started = time.monotonic()
+    try:
+        for _ in range(3):
+            connection = await link.connected()
+            await connection.flush()
+            assert await link.connected() is connection
+            # It breaks: the dead one is in front again.
+            await connection.close()
+        assert time.monotonic() - started < 3
+    finally:
+        await link.close()
 
 
 # Too much -------------------------------------------------------------------------------------
@@ -483,6 +568,7 @@ async def test_a_consumer_that_somebody_changed_is_set_right_and_told(
 async def test_a_consumer_that_somebody_deleted_is_made_anew_and_nothing_is_lost(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    need_present(since=(2, 10), what="say that a consumer is gone")
     with private_nats() as server:
         url = with_options(server.url, topic="t")
         async with (
@@ -531,6 +617,7 @@ async def test_a_consumer_that_is_sent_to_now_is_refused_by_name() -> None:
 
 async def test_a_queue_made_anew_takes_no_acknowledgement_of_an_old_message() -> None:
     with private_nats() as server:
+        need_numbers(server.url)
         url = with_options(server.url, queue="q", lease="30")
         old, new = await open_queue(url), await open_queue(url)
         await old.send(Message(b"old"))
@@ -578,6 +665,7 @@ async def test_a_request_whose_reply_topic_was_removed_is_worked_on_once(nats_ur
 
 
 async def test_a_wiped_server_is_an_empty_topic(caplog: pytest.LogCaptureFixture) -> None:
+    need_present(since=(2, 10), what="say that a consumer is gone")
     with private_nats() as server:
         url = with_options(server.url, topic="t")
         async with (
@@ -795,6 +883,7 @@ ALL = {b"%d" % n for n in range(300)}
 
 @pytest.mark.root
 async def test_what_was_confirmed_survives_a_power_cut_where_the_server_syncs(disk: Path) -> None:
+    need_present(since=(2, 10), what="sync before it confirms")
     found = await left_after_a_power_cut(disk, {})
     assert found["left"] | found["settled"] == ALL
 
@@ -802,5 +891,6 @@ async def test_what_was_confirmed_survives_a_power_cut_where_the_server_syncs(di
 @pytest.mark.root
 async def test_without_syncing_a_power_cut_loses_what_was_confirmed(disk: Path) -> None:
     """So ``power`` must not be said of a server whose ``sync_interval`` nobody vouches for."""
+    need_present(since=(2, 10), what="sync before it confirms")
     found = await left_after_a_power_cut(disk, {"sync_interval": '"2m"'})
     assert ALL - found["left"] - found["settled"]

@@ -26,6 +26,7 @@ from molva.messaging import (
 from molva.messaging.conformance import PATIENCE, bodies, take
 from molva.messaging.drivers._nats_consumer import NATSConsumer
 from molva.messaging.drivers._nats_messages import Names, encoded
+from tests.messaging.nats_versions import need_numbers
 
 ALPHABET = [letter.encode() for letter in string.ascii_lowercase]
 
@@ -136,8 +137,9 @@ async def test_nothing_is_kept_of_the_attempts_of_what_is_settled(
 
 
 async def test_streams_of_one_name_never_have_a_number_twice(
-    url: str, streams: JetStreamContext
+    nats_url: str, url: str, streams: JetStreamContext
 ) -> None:
+    need_numbers(nats_url)
     seen = []
     for _ in range(2):
         async with (

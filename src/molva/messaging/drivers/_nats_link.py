@@ -32,6 +32,8 @@ from molva.messaging.errors import InvalidURLError, MessagingError, UnavailableE
 __all__ = [
     "SERVER_OPTIONS",
     "Connection",
+    "Host",
+    "Hosts",
     "NATSAddress",
     "NATSLink",
     "Question",
@@ -70,12 +72,37 @@ class Question(NamedTuple):
     headers: Mapping[str, str] | None = None
 
 
+Host = tuple[str, int]
+
+
+@final
+class Hosts:
+    """The servers of a cluster in the order in which one connection tries them.
+
+    Whoever failed last is tried last: a server that hangs takes a connection, and all of the time
+    there is for it, again and again.
+    """
+
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        # Not all clients of a cluster begin with its first.
+        self._hosts = random.sample(hosts, len(hosts))
+
+    def in_turn(self) -> tuple[Host, ...]:
+        """Return them, the most promising one first."""
+        return tuple(self._hosts)
+
+    def put_last(self, host: Host) -> None:
+        """Note that one has failed."""
+        self._hosts.remove(host)
+        self._hosts.append(host)
+
+
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class NATSAddress:
     """Where servers of one cluster are and how to log in there. Its repr shows no password."""
 
-    hosts: tuple[tuple[str, int], ...]
+    hosts: tuple[Host, ...]
     username: str | None
     password: str | None
     token: str | None
@@ -112,10 +139,11 @@ class NATSAddress:
 
     async def connect(
         self,
+        hosts: Hosts,
         on_end: Callable[[], Awaitable[None]],
         on_error: Callable[[Exception], Awaitable[None]],
-    ) -> Client:
-        """Open a connection to one of the servers.
+    ) -> tuple[Client, Host]:
+        """Open a connection to one of the servers; return it, and which one it is.
 
         ``on_end`` is run when it ends, ``on_error`` for what the server complains of.
 
@@ -124,12 +152,13 @@ class NATSAddress:
             InvalidURLError: The name, the password or the certificate is not right.
         """
         problem: BaseException | None = None
-        for host, port in random.sample(self.hosts, len(self.hosts)):
+        for host in hosts.in_turn():
             try:
                 async with asyncio.timeout(_TIMEOUT):
-                    return await self._connect_to(host, port, on_end, on_error)
+                    return await self._connect_to(*host, on_end, on_error), host
             except (NATSClientError, OSError, TimeoutError, ValueError) as error:
                 problem = error
+                hosts.put_last(host)
                 if _says_who_we_are_is_wrong(error):
                     break
         assert problem is not None
@@ -143,10 +172,19 @@ class NATSAddress:
         on_error: Callable[[Exception], Awaitable[None]],
     ) -> Client:
         errors: deque[Exception] = deque(maxlen=1)
+        is_open = False
 
         async def note(error: Exception) -> None:
             errors.append(error)
+            if not is_open and len(self.hosts) > 1:
+                # The library would try the same one again, every two seconds.
+                raise error
             await on_error(error)
+
+        async def note_end() -> None:
+            # It also says so of what never began: whose end that is, is another's beginning.
+            if is_open:
+                await on_end()
 
         trust = _Trust.of(self.ca) if self.tls else None
 
@@ -170,12 +208,13 @@ class NATSAddress:
                 allow_reconnect=False,
                 connect_timeout=round(_TIMEOUT),
                 error_cb=note,
-                closed_cb=on_end,
+                closed_cb=note_end,
                 # Every subject is one of ours, encoded, or one that the server gave.
                 skip_subject_validation=True,
             )
             if trust is not None:
                 trust.only_if_used("")
+            is_open = True
         except BaseException as error:
             with contextlib.suppress(Exception):
                 await client.close()
@@ -236,7 +275,7 @@ class _Trust(ssl.SSLContext):
         return text
 
 
-def _hosts(url: ResourceURL) -> tuple[tuple[str, int], ...]:
+def _hosts(url: ResourceURL) -> tuple[Host, ...]:
     found = []
     for text in url.host.split(","):
         at = host_and_port(text, _DEFAULT_PORT)
@@ -281,6 +320,7 @@ class Connection:
 
     def __init__(self, address: NATSAddress) -> None:
         self._address = address
+        self._host: Host | None = None
         self._client: Client | None = None
         self._inbox = ""
         self._numbers = itertools.count()
@@ -292,9 +332,9 @@ class Connection:
         # Set when it ends: the events of whoever waits for something else meanwhile.
         self.wakes: Final[set[asyncio.Event]] = set()
 
-    async def open(self) -> None:
-        """Connect."""
-        client = await self._address.connect(self._note_end, self._note_error)
+    async def open(self, hosts: Hosts) -> None:
+        """Connect to one of ``hosts``."""
+        client, self._host = await self._address.connect(hosts, self._note_end, self._note_error)
         self._client = client
         self._inbox = client.new_inbox() + "."
         try:
@@ -310,10 +350,16 @@ class Connection:
         return self._client
 
     @property
-    def version(self) -> tuple[int, int]:
+    def host(self) -> Host:
+        """The server that it is to."""
+        assert self._host is not None
+        return self._host
+
+    @property
+    def version(self) -> tuple[int, int, int]:
         """The server's version."""
         found = self.client.connected_server_version
-        return found.major, found.minor
+        return found.major, found.minor, found.patch
 
     def new_inbox(self) -> str:
         """Return a subject that is nobody else's."""
@@ -396,6 +442,18 @@ class Connection:
                         del asked[number]
         return batch.answers  # type: ignore[return-value]
 
+    async def ask_as_one(self, questions: Sequence[Question]) -> Msg:
+        """Publish all of them, in their order; return the answer to the last, which is for all.
+
+        Raises:
+            UnavailableError, InvalidURLError: As ``ask``.
+        """
+        *others, last = questions
+        for subject, payload, headers in others:
+            await self.publish(subject, payload, headers=headers)  # type: ignore[arg-type]
+        [answer] = await self.ask([last])
+        return answer
+
     async def _progress(self, batch: _Batch, sent: int) -> bool:
         """Wait until more is answered; return whether all that was sent is."""
         if len(batch.answers) - batch.left >= sent:
@@ -459,6 +517,7 @@ class NATSLink:
 
     def __init__(self, address: NATSAddress) -> None:
         self.address: Final = address
+        self._hosts = Hosts(address.hosts)
         self._connection: Connection | None = None
         self._opening: asyncio.Task[Connection] | None = None
         self._closed = False
@@ -490,6 +549,10 @@ class NATSLink:
         """Ask over whatever connection there is."""
         return await (await self.connected()).ask(questions)
 
+    async def ask_as_one(self, questions: Sequence[Question]) -> Msg:
+        """Ask for one answer to all of them, over whatever connection there is."""
+        return await (await self.connected()).ask_as_one(questions)
+
     async def close(self) -> None:
         """Close it for good; what is under way fails."""
         self._closed = True
@@ -502,9 +565,10 @@ class NATSLink:
     async def _open(self) -> Connection:
         before, self._connection = self._connection, None
         if before is not None:
+            self._hosts.put_last(before.host)
             await before.close()
         connection = Connection(self.address)
-        await connection.open()
+        await connection.open(self._hosts)
         self._connection = connection
         return connection
 

@@ -38,6 +38,12 @@ _MAX_BODY_BYTES: Final = 67_108_864 - _ENVELOPE_BYTES - SPARE_BYTES
 _OLDEST: Final = (2, 9)
 # Servers before it cannot be set up to sync before they confirm.
 _FIRST_THAT_SYNCS: Final = (2, 10)
+# Servers before it sync each message of a batch by itself, which makes batches slower than none.
+_FIRST_THAT_SYNCS_BATCHES: Final = (2, 15)
+# Servers before it cannot tell a stream its first number. After it there are versions of which one
+# that is killed empties such a stream: 2.10.0 to 2.10.27, 2.11.0 and 2.11.1. Found by killing them.
+_FIRST_THAT_NUMBERS: Final = (2, 10)
+_FIRST_THAT_NUMBER_WELL: Final = ((2, 10, 28), (2, 11, 2))
 # Copies of a stream of which one may be lost while the others still are most of them.
 _REPLICAS_TO_LOSE_ONE: Final = 3
 
@@ -82,13 +88,13 @@ class NATSServer:
 
     Attributes:
         link: The connection to it.
-        version: Its version, of which two numbers matter.
+        version: Its version.
         max_payload: Bytes of a message, headers and all, that it takes at most.
         syncs: Whether it syncs before it confirms, as the URL says and its version can.
     """
 
     link: NATSLink
-    version: tuple[int, int]
+    version: tuple[int, int, int]
     max_payload: int
     syncs: bool
 
@@ -109,8 +115,29 @@ class NATSServer:
             await link.close()
             raise
 
-    def limited(self, capabilities: Capabilities, *, replicas: int, in_file: bool) -> Capabilities:
-        """Return what of these capabilities there is with this server and stream."""
+    @property
+    def syncs_batches(self) -> bool:
+        """Whether it confirms messages that are stored as one behind one sync."""
+        return self.syncs and self.version >= _FIRST_THAT_SYNCS_BATCHES
+
+    @property
+    def empties_numbered(self) -> bool:
+        """Whether one that is killed empties a stream that was told its first number."""
+        return self.version >= _FIRST_THAT_NUMBERS and not self.numbers_well
+
+    @property
+    def numbers_well(self) -> bool:
+        """Whether it can tell a stream its first number, and keeps such a stream."""
+        of_2_10, of_2_11 = _FIRST_THAT_NUMBER_WELL
+        return self.version >= (of_2_10 if self.version < (2, 11) else of_2_11)
+
+    def limited(
+        self, capabilities: Capabilities, *, replicas: int, in_file: bool, numbered: bool = False
+    ) -> Capabilities:
+        """Return what of these capabilities there is with this server and stream.
+
+        ``numbered``: the stream was told its first number.
+        """
         survives: set[str] = set()
         if in_file:
             survives.add("kill")
@@ -119,6 +146,8 @@ class NATSServer:
         if replicas >= _REPLICAS_TO_LOSE_ONE:
             # Most copies have it before it is confirmed; killed one by one, none is missed.
             survives |= {"kill", "node"} if in_file else {"node"}
+        if numbered and self.empties_numbered:
+            survives.clear()
         most = self.max_payload - _ENVELOPE_BYTES - SPARE_BYTES
         return replace(
             capabilities,

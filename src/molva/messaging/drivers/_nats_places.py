@@ -37,9 +37,6 @@ _logger: Final = logging.getLogger("molva.messaging")
 
 _DEFAULT_LEASE: Final = 30.0
 
-# Servers from which on a stream can be told its first sequence number.
-_FIRST_WITH_FIRST: Final = (2, 10)
-
 # Seconds between two times that settled messages are deleted while others are held. Deleting
 # makes the server forget what was given back and is due already, until its lease is over; while
 # nothing is held there is no such message.
@@ -101,15 +98,25 @@ class Place:
         self._next_trim = clock.monotonic() + _TRIM
         self._looks = 0
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether what is stored as one is confirmed behind one sync, as far as was found."""
+        found = self._stream
+        return self._server.syncs_batches and found is not None and found.takes_batches
+
     # Opening ----------------------------------------------------------------------------
 
     async def open(self) -> Stream:
         """Find the stream, or make it."""
         if self._creates:
             # Numbers of before mean nothing in a stream that was made anew.
-            new = self._server.version >= _FIRST_WITH_FIRST
-            first = self._clock.now_us() if new else None
-            wanted = stream_settings(self.names, replicas=self._replicas, first=first)
+            first = self._clock.now_us() if self._server.numbers_well else None
+            wanted = stream_settings(
+                self.names,
+                replicas=self._replicas,
+                first=first,
+                batches=self._server.syncs_batches,
+            )
             self._stream = await self.jetstream.ensure_stream(wanted)
             await self.kept.open()
         else:

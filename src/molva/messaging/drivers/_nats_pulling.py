@@ -38,6 +38,7 @@ _MOST_BYTES: Final = 16_000_000
 
 _NS: Final = 1_000_000_000
 
+_UNSENT: Final = "Nats-Pending-Messages"
 _NO_RESPONDERS: Final = "503"
 _CONFLICT: Final = "409"
 
@@ -150,9 +151,15 @@ class Pulls:
                 pull.ended = True
                 self._moved.set()
         elif msg.subject == f"{self._inbox}{pull.number}":
-            pull.ended = True
-            pull.status = status, (msg.headers or {}).get("Description", "")
-            self._moved.set()
+            headers = msg.headers or {}
+            pull.status = status, headers.get("Description", "")
+            # Of several copies the server hands nothing over before most know of it, and the word
+            # may come first: it says how many of what was asked for were not on their way then.
+            unsent = headers.get(_UNSENT, "")
+            pull.left = max(0, pull.left - int(unsent)) if unsent.isdecimal() else 0
+            if not pull.left:
+                pull.ended = True
+                self._moved.set()
 
     def _check(self, pull: Pull) -> None:
         """Raise where a request ended because of what the consumer is, and brought nothing."""

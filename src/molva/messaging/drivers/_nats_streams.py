@@ -7,6 +7,7 @@ itself, loses messages without a word.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +36,8 @@ __all__ = [
     "stream_settings",
 ]
 
+_logger: Final = logging.getLogger("molva.messaging")
+
 # Seconds within which a message that is sent again is known again. Longer than anybody tries
 # one send; a longer one costs the server memory for each id.
 _DUPLICATES: Final = 120.0
@@ -46,6 +49,9 @@ _MAX_ACK_PENDING: Final = 1_000_000
 _MAX_WAITING: Final = 8_192
 
 _NS: Final = 1_000_000_000
+
+# The setting of a stream that takes messages which are stored as one, from NATS 2.12 on.
+_BATCHES: Final = "allow_atomic"
 
 # Error codes of the server.
 _STREAM_NOT_FOUND: Final = 10059
@@ -94,6 +100,16 @@ class Stream:
     def replicas(self) -> int:
         """How many copies there are."""
         return int(self.settings.get("num_replicas") or 1)
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether messages may be stored as one: all of them, or none."""
+        return bool(self.settings.get(_BATCHES))
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether it was told its first number."""
+        return int(self.settings.get("first_seq") or 0) > 1
 
     @property
     def in_file(self) -> bool:
@@ -154,15 +170,18 @@ _MUST_NOT_BE: Final = (
 )
 
 
-def stream_settings(names: Names, *, replicas: int, first: int | None = None) -> dict[str, Any]:
+def stream_settings(
+    names: Names, *, replicas: int, first: int | None = None, batches: bool = False
+) -> dict[str, Any]:
     """Return the settings of the stream of a topic or a queue.
 
     ``first``: its first sequence number. One that no earlier stream of this name can have
-    reached, so that an acknowledgement of then means nothing now; None where the server is too
-    old to be told.
+    reached, so that an acknowledgement of then means nothing now; None where the server cannot be
+    told, or loses such a stream. ``batches``: whether messages may be stored as one.
     """
     return {
         **({} if first is None else {"first_seq": first}),
+        **({_BATCHES: True} if batches else {}),
         "name": names.stream,
         "description": _described(names.kind, names.name),
         "subjects": [names.subject],
@@ -304,7 +323,18 @@ class JetStream:
                 if found is None:
                     raise self.explained(error) from error
         self._check(found, wanted)
+        if wanted.get(_BATCHES) and not found.takes_batches:
+            return await self._let_batches_in(found)
         return found
+
+    async def _let_batches_in(self, found: Stream) -> Stream:
+        """Have a stream of an earlier server or version take batches, where we may change it."""
+        settings = {**found.settings, _BATCHES: True}
+        try:
+            return _stream(await self.ask(f"STREAM.UPDATE.{settings['name']}", settings))
+        except (APIError, InvalidURLError) as error:
+            _logger.info("nats: stream %r takes no batches: %s", settings["name"], error)
+            return found
 
     def _check(self, found: Stream, wanted: Mapping[str, Any]) -> None:
         """Refuse a stream that would lose what it is given."""

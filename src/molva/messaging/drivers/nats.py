@@ -41,9 +41,10 @@ Delivery:
     cannot, is not believed. It survives node with three copies. A channel is at most once and
     survives nothing.
 
-    Needs NATS 2.9. From 2.10 on, streams begin with numbers that no earlier one of their name
-    had; before, a queue that somebody deletes and makes anew while messages of it are held may
-    take the acknowledgement of an old message for that of a new one.
+    Needs NATS 2.9. From 2.10.28 and 2.11.2 on, streams begin with numbers that no earlier one of
+    their name had. Before, a queue that somebody deletes and makes anew while messages of it are
+    held may take the acknowledgement of an old message for that of a new one: 2.9 cannot be told
+    the first number, and the versions between empty a stream that was when they are killed.
 
 Design:
     A topic is a stream that keeps everything (``limits``) until all subscriptions have settled
@@ -81,6 +82,7 @@ from molva._base.clock import SYSTEM_CLOCK, Clock
 from molva.messaging.driver import (
     Capabilities,
     DeadLetter,
+    DearCalls,
     Outcome,
     QueueStat,
     SubscriptionStat,
@@ -125,6 +127,8 @@ __all__ = [
     "open_subscription",
     "open_topic",
 ]
+
+_logger: Final = logging.getLogger("molva.messaging")
 
 # The client library writes each error to its own log as well.
 logging.getLogger("nats").addHandler(logging.NullHandler())
@@ -234,7 +238,19 @@ def _place(
 
 
 def _limited(server: NATSServer, best: Capabilities, stream: Stream) -> Capabilities:
-    return server.limited(best, replicas=stream.replicas, in_file=stream.in_file)
+    found = server.limited(
+        best, replicas=stream.replicas, in_file=stream.in_file, numbered=stream.is_numbered
+    )
+    if stream.is_numbered and server.empties_numbered:
+        _logger.warning(
+            "%s: NATS %s, when it is killed, empties the stream %s, because it was told its first "
+            "number (first_seq); upgrade the server to 2.10.28 or 2.11.2, or delete the stream "
+            "once nothing waits in it, to have it made anew",
+            server.link.address,
+            ".".join(map(str, server.version)),
+            stream.settings["name"],
+        )
+    return found
 
 
 def _channel(server: NATSServer) -> Capabilities:
@@ -254,6 +270,7 @@ def _sends(
         place.names.subject,
         max_payload=server.max_payload,
         capacity=capacity,
+        batches=lambda: place.takes_batches,
         count=count,
         open_again=place.look,
         clock=clock,
@@ -281,6 +298,11 @@ class NATSTopic:
         self._options = options
         self._clock = clock
         self._sends = _sends(server, place, self._count, capacity=capacity, clock=clock)
+
+    @property
+    def dear_calls(self) -> DearCalls | None:
+        """From when on it pays to wait for more before sending."""
+        return self._sends.dear_calls
 
     async def send_batch(self, messages: Sequence[Message]) -> "list[Outcome | MessagingError]":
         """Store messages in their order."""
@@ -371,6 +393,11 @@ class NATSQueue(NATSConsumer):
         super().__init__(server, place, capabilities=capabilities, clock=clock)
         self.capacity: Final = capacity
         self._sends = _sends(server, place, self._count, capacity=capacity, clock=clock)
+
+    @property
+    def dear_calls(self) -> DearCalls | None:
+        """From when on it pays to wait for more before sending."""
+        return self._sends.dear_calls
 
     async def send_batch(self, messages: Sequence[Message]) -> "list[Outcome | MessagingError]":
         """Store messages in their order."""
