@@ -6,6 +6,7 @@ Data: tests/data/insteval.csv.gz; see tests/data/README.md.
 import csv
 import gzip
 import http.client
+import itertools
 import random
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from tests.conftest import MolvaProcess, StartMolva
 FILE = Path(__file__).parent.parent / "data" / "insteval.csv.gz"
 ROWS = 73_421
 WINDOW = 10
+# Rows of the file that are imported once more, as one that has not grown so far.
+AGAIN = 20_000
 # Ratings from one kill to the next, at least and at most: some thirty kills in all.
 BETWEEN_KILLS = 1_000, 4_000
 
@@ -37,12 +40,20 @@ def rates_by_lecturer() -> Rates:
     return found
 
 
-def importing(molva: MolvaProcess) -> "subprocess.Popen[str]":
+def beginning(folder: Path) -> Path:
+    """Return a file of the first rows, from which their ids are made as from all of it."""
+    path = folder / "beginning.csv"
+    with gzip.open(FILE, "rt", newline="") as file, path.open("w", newline="") as some:
+        some.writelines(itertools.islice(file, 1 + AGAIN))
+    return path
+
+
+def importing(molva: MolvaProcess, path: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [
             # Nothing here has a time to keep, unlike tests beside it, which it would hold up.
             *("nice", "-n", "10"),
-            *(sys.executable, "-m", "molva", "import", str(FILE), "--to", molva.url),
+            *(sys.executable, "-m", "molva", "import", str(path), "--to", molva.url),
             *("--rate-column", "y", "--item-column", "d"),
         ],
         stdout=subprocess.PIPE,
@@ -90,21 +101,22 @@ class Killer(threading.Thread):
 
 @pytest.mark.timeout(600)
 async def test_every_rating_counts_once_through_kills_and_a_second_import(
-    start_molva: StartMolva,
+    start_molva: StartMolva, tmp_path: Path
 ) -> None:
     expected = rates_by_lecturer()
     molva = start_molva("--workers", "2")
     killer = Killer(molva, seed=20_26)
 
-    first = importing(molva)
+    first = importing(molva, FILE)
     killer.start()
     output, _ = first.communicate()
     killer.stop()
     assert first.returncode == 0, output + molva.log
     molva.wait_counted(ROWS)
-    again = importing(molva)
+    again = importing(molva, beginning(tmp_path))
     output, _ = again.communicate()
     assert again.returncode == 0, output
+    assert f"{AGAIN:,} ratings are stored" in output
     await_quiet(molva)
 
     assert killer.kills["serve"] >= 5, "the HTTP process was hardly killed: proves nothing"

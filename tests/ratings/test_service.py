@@ -48,6 +48,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 
 
 class TestStarting:
+    @pytest.mark.timed
     def test_the_first_rating_is_accepted_within_two_seconds(self, start_molva: StartMolva) -> None:
         started = time.monotonic()
         molva = start_molva(ready=False)

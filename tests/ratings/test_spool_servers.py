@@ -93,7 +93,8 @@ def test_while_a_broker_is_away_every_rating_is_accepted_and_counts_once_behind_
         molva = start_molva("--broker", broker.url, *SPOOL)
         with Load(molva) as load:
             load.wait_accepted(200)
-            assert metric(molva, "molva_broker_away") == 0
+            # On a busy machine a broker can take so long that it counts as away for a moment.
+            wait_until(lambda: metric(molva, "molva_broker_away") == 0)
             broker.kill()
             away_until = time.monotonic() + AWAY
             load.wait_accepted(100)

@@ -400,6 +400,7 @@ class _Run:
                 healed_at=self._healed_at,
                 poisoned=saboteur.poisoned,
                 replay=self._config.replay,
+                faults=sum(saboteur.done.values()),
             )
         finally:
             keeping.cancel()

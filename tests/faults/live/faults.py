@@ -274,6 +274,9 @@ class Saboteur:
         for member in self.fleet.members:
             if member.paused:
                 self.fleet.go_on(member)
+            if member.due is not None:
+                # Whoever was to start it again for a fault has just been told to stop.
+                member.due = min(member.due, time.monotonic())
         for server in self.servers.values():
             if not server.is_running():
                 await asyncio.to_thread(server.start)
@@ -397,12 +400,16 @@ class Saboteur:
         if member is None:
             return "nobody was alive"
         deadline = time.monotonic() + planned.seconds
-        while member.alive and not member.doomed and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        if not member.alive and not member.doomed:
+        try:
+            while member.alive and not member.doomed and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+        finally:
+            # Whoever was not ended by it still has it before him, and would meet it when all
+            # is said to be healed.
+            if member.alive and not member.doomed:
+                self.fleet.kill(member)
+        if not member.doomed:
             self.done["eio that ended the process"] += 1
-        elif not member.doomed:
-            self.fleet.kill(member)  # or it would be slow for the rest of the run
         return None
 
     async def _clock(self, planned: Planned) -> str | None:

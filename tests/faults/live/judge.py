@@ -71,7 +71,7 @@ def judge(
     Args:
         history: What clients sent, and what they were told.
         evidence: What broker and ledger hold, with nothing waiting any more.
-        poisoned: Ids of messages that nobody can count, to how often each was sent.
+        poisoned: Ids of messages that nobody can count, to how many dead letters each may be.
         ordered: Whether the broker promises the order of a key.
     """
     found: dict[str, list[str]] = defaultdict(list)
@@ -226,7 +226,7 @@ def _dead(history: History, evidence: Evidence, poisoned: Mapping[bytes, int]) -
     dead = Counter(letter.id for letter in evidence.dead)
     for id_, sent in poisoned.items():
         if not 1 <= dead[id_] <= sent:
-            yield "poison", f"{id_.hex()} was sent {sent} times, {dead[id_]} are dead letters"
+            yield "poison", f"{id_.hex()} may be {sent} dead letters, and is {dead[id_]}"
     second = {told.id: told for told in history.conflicts}
     for told in second.values():
         if told.ok_at is not None and not dead[told.id]:

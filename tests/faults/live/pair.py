@@ -45,7 +45,7 @@ _BROKERS: Final[Mapping[str, Mapping[str, str]]] = {
     "kafka": {"session": _PATIENCE, "grace": _PATIENCE, "lanes": "8"},
     "redis": {"lease": _PATIENCE},
     "rabbitmq": {"timeout": _PATIENCE},
-    "nats": {"lease": _PATIENCE},
+    "nats": {"lease": _PATIENCE, "sync": "always"},
 }
 
 # The option that gives a run a ledger, or a catalog, of its own.

@@ -4,12 +4,13 @@ And the harness under test: a service that breaks a promise on purpose must be f
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import skip_without
-from tests.faults.live.controller import Config, run
+from tests.faults.live.controller import Config, Disk, Report, run
 from tests.faults.live.disk import can_mount
 from tests.faults.live.faults import WEIGHTS, Planned, plan
 
@@ -35,26 +36,30 @@ def test_a_seed_is_a_schedule() -> None:
     assert {planned.kind for planned in once} == set(WEIGHTS)
 
 
+async def _run_kept(config: Config, folder: Path) -> Report:
+    """Run until a run proves something, three times at most; return the last.
+
+    Where others need the machine, nobody may be there for a fault that was planned, or little
+    be accepted before it. Nothing may be broken in any run.
+    """
+    for attempt in range(3):
+        report = await run(replace(config, seed=config.seed + attempt), folder / str(attempt))
+        assert report.violations == [], json.dumps(report.shown(), indent=1)
+        # What is missing here, as a tool for a fault, is missing the next time, too.
+        if not report.vacuous or report.skipped:
+            break
+    return report
+
+
 async def test_every_promise_is_kept_under_faults(tmp_path: Path) -> None:
     why_not = can_mount(tmp_path)
     kinds = ("kill", "pause", "network", "poison", "terminate", "clock", "slow")
-    # Where others need the machine, nobody may be there for a fault that was planned: such a
-    # run proves nothing, and is done again.
-    for seed in range(20_26, 20_29):
-        config = Config(
-            seed=seed,
-            seconds=11,
-            rate=800,
-            every=0.8,
-            kinds=kinds,
-            disk="folder" if why_not else "image",
-        )
-        report = await run(config, tmp_path / str(seed))
-        shown = json.dumps(report.shown(), indent=1)
-        assert report.violations == [], shown
-        if not report.vacuous:
-            break
+    disk: Disk = "folder" if why_not else "image"
+    config = Config(seed=20_26, seconds=11, rate=800, every=0.8, kinds=kinds, disk=disk)
 
+    report = await _run_kept(config, tmp_path)
+
+    shown = json.dumps(report.shown(), indent=1)
     assert report.vacuous == [], shown
     assert report.kills >= 5, shown
     assert report.faults["pause"] >= 1, shown
@@ -72,15 +77,12 @@ async def test_a_full_disk_with_fsync_errors_loses_nothing(tmp_path: Path) -> No
         Planned(1.5, "eio", (("work", 0),), 6.0, number=9),
         Planned(4.0, "kill", (("serve", 1), ("work", 1)), 0.5),
     ]
-    config = Config(seed=1, seconds=5, rate=500, schedule=schedule)
 
-    report = await run(config, tmp_path / "run")
+    report = await _run_kept(Config(seed=1, seconds=5, rate=500, schedule=schedule), tmp_path)
 
-    shown = json.dumps(report.shown(), indent=1)
-    assert report.violations == [], shown
     for kind, why in report.skipped.items():
         skip_without(kind, why)
-    assert report.vacuous == [], shown
+    assert report.vacuous == [], json.dumps(report.shown(), indent=1)
 
 
 @pytest.mark.parametrize(

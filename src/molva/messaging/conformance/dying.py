@@ -64,6 +64,7 @@ class Dying(Suite):
         doomed = await start("ack", h.consumer_url(), *words)
         await doomed.said("acked")
 
+        await asyncio.sleep(h.ack_interval)
         await doomed.kill()
         acked = {b"%d.%d" % (n, place) for n, order in enumerate(orders) for place in order}
         left = {message.body for message in sent} - acked

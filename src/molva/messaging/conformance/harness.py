@@ -54,6 +54,8 @@ class Harness(ABC):
     quiet: ClassVar[float] = 0.3
     # Seconds after which a settled message has made room, and is counted and kept no more.
     settle_interval: ClassVar[float] = 0.0
+    # Seconds after which what was acknowledged stays so, though its consumer is killed.
+    ack_interval: ClassVar[float] = 0.0
     # Seconds after which lanes have moved to a consumer that joined or whose peer left.
     share_interval: ClassVar[float] = 0.0
     # Seconds for which a lane that should move waits for who works on a message of it;
