@@ -13,7 +13,7 @@ from benchmarks.queueing import queueing, queueing_limits
 from benchmarks.queues import queues
 from benchmarks.rabbitmq import rabbitmq
 from benchmarks.redis import redis
-from benchmarks.scaled import scaled, scaled_nats, scaled_rabbitmq
+from benchmarks.scaled import scaled, scaled_nats, scaled_rabbitmq, scaled_redis
 from benchmarks.service import idle, minute, service
 from benchmarks.slow import slow
 from benchmarks.spool import spool
@@ -25,6 +25,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], None]]] = {
     "scaled": scaled,
     "scaled-nats": scaled_nats,
     "scaled-rabbitmq": scaled_rabbitmq,
+    "scaled-redis": scaled_redis,
     "spool": spool,
     "messaging": messaging,
     "queues": queues,

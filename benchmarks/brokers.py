@@ -63,6 +63,8 @@ def against_raw(
     peer: Peer,
     new_topic: Callable[[], str],
     numbers: Mapping[int, int] = _NUMBERS,
+    *,
+    beyond: tuple[str, "Peer"] | None = None,
 ) -> None:
     """Measure a broker's driver against its raw client library; write the report.
 
@@ -73,6 +75,8 @@ def against_raw(
         peer: The raw client library.
         new_topic: Makes a name of a topic that is not there yet.
         numbers: How many messages a turn for each size of a body.
+        beyond: What else our sends are set against, and what it is called: what the broker can
+            do and its client library has no call for.
     """
     report = Report(
         name,
@@ -82,8 +86,8 @@ def against_raw(
     )
     warm_up = _WARM_UP
     for size, number in numbers.items():
-        columns: list[list[float]] = [[] for _ in range(5)]
-        many, raw_many, tasks, taken, raw_taken = columns
+        columns: list[list[float]] = [[] for _ in range(6)]
+        many, raw_many, tasks, taken, raw_taken, by_hand = columns
         for _ in range(warm_up + _TURNS):
             topic, raw_topic = new_topic(), new_topic()
             messages, others = (
@@ -94,6 +98,8 @@ def against_raw(
             raw_many.append(peer.send(raw_topic, messages))
             many.append(asyncio.run(_send_many(with_options(url, topic=topic), messages)))
             raw_taken.append(peer.receive(raw_topic, number))
+            if beyond is not None:
+                by_hand.append(beyond[1].send(new_topic(), messages))
             taken.append(asyncio.run(_receive(with_options(url, topic=topic), number)))
             # Others: a server that drops what it has seen would do nothing for the same again.
             tasks.append(asyncio.run(_send(with_options(url, topic=topic), others)))
@@ -102,6 +108,8 @@ def against_raw(
         warm_up = 0
         of = f"{size:,} B"
         report.ratio(f"send_many, {of}", many, raw_many, "0.8")
+        if beyond is not None:
+            report.ratio(f"send_many, {of}, against {beyond[0]}", many, by_hand, "nothing")
         report.ratio(f"{IN_FLIGHT} tasks, a send awaited in each, {of}", tasks, raw_many, "0.5")
         report.ratio(f"receive and settle in batches, {of}", taken, raw_taken, "0.8")
     alone, raw_alone = [], []

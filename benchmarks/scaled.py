@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Final
 from tests.brokers import Server, private_kafka, private_nats, private_rabbitmq, private_redis
 
 from benchmarks.report import Report
-from benchmarks.service import running, total, wrk
+from benchmarks.service import Load, running, total, wrk
 from molva.messaging import with_options
 
 CONNECTIONS = (5, 64, 256)
@@ -64,13 +65,19 @@ def scaled_rabbitmq() -> None:
     _measure("scaled-rabbitmq", RABBITMQ)
 
 
+def scaled_redis() -> None:
+    """Measure it on Redis → Redis: a server each, so that neither waits for the other's fsync."""
+    _measure("scaled-redis", REDIS)
+
+
 def _measure(name: str, stack: Stack) -> None:
     report = Report(
         name,
         f"The service on {stack.name} → Redis: ratings a second",
         f"wrk, one thread, {SECONDS} s a turn, random rates 0–10, closed loop; {TURNS} turns, one "
         f"after the other in each, and a turn ahead of them for warm-up; {stack.settings}; Redis "
-        "with appendfsync=always.",
+        "with appendfsync=always. What is accepted and counted is divided by the time until the last "
+        "of it is counted, on both sides.",
     )
     with stack.server() as broker, private_redis(appendonly="yes", appendfsync="always") as redis:
         _at(64, stack, broker, redis, turns=1)  # a warm-up, for what a server does the first time
@@ -103,15 +110,17 @@ def _at(
             ours.append(wrk(port, connections=connections, seconds=SECONDS).answered_per_second)
         with _molva(stack, broker, redis) as where:
             with running("-m", "molva", "serve", *where) as (port, _p), worker("molva", *where):
+                _await_worker(port)
                 load = wrk(port, connections=connections, seconds=SECONDS)
-                drains.append(_drained(port, load.requests - load.refused))
-                counted.append(load.answered_per_second)
+                drains.append(_drained(port, 1 + load.requests - load.refused))
+                counted.append(_counted_per_second(load, drains[-1]))
         peer = "benchmarks.peers.faststream_way"
         where = ("PORT", address, stack.make(broker.url), redis.url)
         with running("-m", peer, "serve", *where) as (port, _p), worker(peer, "0", *where[1:]):
-            time.sleep(2)  # its consumer joins its group
+            _await_worker(port)
             load = wrk(port, connections=connections, seconds=SECONDS)
-            theirs.append(load.answered_per_second)
+            backlog = _drained(port, 1 + load.requests - load.refused)
+            theirs.append(_counted_per_second(load, backlog))
         _forget(redis)
     return bare, ours, counted, theirs, drains
 
@@ -146,6 +155,19 @@ def worker(module: str, *where: str) -> "Iterator[subprocess.Popen[bytes]]":
     finally:
         process.terminate()
         process.wait(20)
+
+
+def _await_worker(port: int) -> None:
+    """Return when a first rating is counted: some brokers take seconds to let a worker in."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("POST", "/rate?rate=7")
+    assert connection.getresponse().status == 202
+    connection.close()
+    _drained(port, 1)
+
+
+def _counted_per_second(load: Load, backlog: float) -> float:
+    return load.answered_per_second * SECONDS / (SECONDS + backlog)
 
 
 def _drained(port: int, accepted: int) -> float:
@@ -199,6 +221,15 @@ def _rabbitmq_queue(url: str) -> str:
     return topic
 
 
+def _redis_stream(url: str) -> str:
+    import redis as client
+
+    topic = _fresh_name()
+    with client.Redis.from_url(url) as connection:
+        connection.xgroup_create(topic, "process", "0", mkstream=True)
+    return topic
+
+
 def _fresh_name() -> str:
     return f"bench-{uuid.uuid4().hex[:8]}"
 
@@ -236,4 +267,13 @@ RABBITMQ: Final = Stack(
     "benchmarks.peers.raw_rabbitmq",
     "RabbitMQ with one node, quorum queues, confirms. Survived: kill, power",
     _rabbitmq_queue,
+)
+REDIS: Final = Stack(
+    "Redis",
+    "redis-py",
+    lambda: private_redis(appendonly="yes", appendfsync="always"),
+    {},
+    "benchmarks.peers.raw_redis",
+    "Redis Streams on one node, appendfsync=always. Survived: kill, power",
+    _redis_stream,
 )

@@ -8,6 +8,8 @@ A test holds the page to it, so that the manual cannot promise what no driver do
 from pathlib import Path
 from typing import Final
 
+from generated_table import row
+
 from molva.messaging.driver import ALL_FEATURES, Capabilities
 from molva.messaging.url import BrokerURL, known_schemes, load_driver
 
@@ -38,13 +40,13 @@ def page() -> str:
         "This page is generated from the code (`scripts/generate_capabilities.py`); the shared",
         "suite holds every driver to it.",
         "",
-        _row("feature", "what it is", *(name for name, _ in columns)),
-        _row(*["---"] * (2 + len(columns))),
+        row("feature", "what it is", *(name for name, _ in columns)),
+        row(*["---"] * (2 + len(columns))),
     ]
     for feature, meaning in ALL_FEATURES.items():
         marks = ["yes" if feature in best.features else "–" for _, best in columns]
-        lines.append(_row(f"`{feature}`", meaning.replace("``", "`"), *marks))
-    lines += ["", _row("", *(name for name, _ in columns)), _row(*["---"] * (1 + len(columns)))]
+        lines.append(row(f"`{feature}`", meaning.replace("``", "`"), *marks))
+    lines += ["", row("", *(name for name, _ in columns)), row(*["---"] * (1 + len(columns)))]
     for field, meaning in {
         "survives": "survives",
         "ordering": "order of a key",
@@ -60,12 +62,8 @@ def page() -> str:
             "–" if field == "starts" and name.endswith("queue") else _shown(getattr(best, field))
             for name, best in columns
         ]
-        lines.append(_row(meaning, *shown))
+        lines.append(row(meaning, *shown))
     return "\n".join(lines) + "\n"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _shown(value: object) -> str:

@@ -1,5 +1,6 @@
 """The ceiling: an ASGI app that does nothing, on the server and loop that Molva uses."""
 
+import json
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -24,6 +25,22 @@ async def app(
 ) -> None:
     await send({"type": "http.response.start", "status": 202, "headers": _HEADERS})
     await send({"type": "http.response.body", "body": b"{}"})
+
+
+def storing(store: Callable[[bytes], Awaitable[object]]) -> Any:
+    """Return an app that answers a rating when ``store`` has it confirmed, and does no more."""
+
+    async def storing_app(
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        rate = int(scope["query_string"].partition(b"rate=")[2])
+        await store(json.dumps({"rate": rate}).encode())
+        await send({"type": "http.response.start", "status": 202, "headers": _HEADERS})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    return storing_app
 
 
 async def serve(application: Any, port: int) -> None:

@@ -7,21 +7,15 @@ nothing, makes no id and counts nothing.
 """
 
 import asyncio
-import json
 import sys
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 import uvloop
 from confluent_kafka import KafkaError, Producer
 
-from benchmarks.peers.empty_app import serve
+from benchmarks.peers.empty_app import serve, storing
 from molva.ratings import server
 
-_HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"2")]
-
-Message = MutableMapping[str, Any]
 Report = tuple["asyncio.Future[None]", "KafkaError | None"]
 
 
@@ -68,23 +62,12 @@ async def main(port: int, bootstrap: str, topic: str) -> None:
     )
     reports = Reports(producer)
 
-    async def app(
-        scope: Message,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
-    ) -> None:
+    def store(body: bytes) -> "asyncio.Future[None]":
         future: asyncio.Future[None] = loop.create_future()
-        rate = int(scope["query_string"].partition(b"rate=")[2])
-        producer.produce(
-            topic,
-            json.dumps({"rate": rate}).encode(),
-            on_delivery=lambda error, _: reports.add(future, error),
-        )
-        await future
-        await send({"type": "http.response.start", "status": 202, "headers": _HEADERS})
-        await send({"type": "http.response.body", "body": b"{}"})
+        producer.produce(topic, body, on_delivery=lambda error, _: reports.add(future, error))
+        return future
 
-    await serve(app, port)
+    await serve(storing(store), port)
 
 
 if __name__ == "__main__":

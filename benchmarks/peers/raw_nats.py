@@ -5,37 +5,22 @@ publishing for itself, under an id, as a send that may be tried again needs. It 
 nothing and counts nothing.
 """
 
-import json
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 import nats
 import uvloop
 
-from benchmarks.peers.empty_app import serve
-
-_HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"2")]
-
-Message = MutableMapping[str, Any]
+from benchmarks.peers.empty_app import serve, storing
 
 
 async def main(port: int, url: str, topic: str) -> None:
     stream = (await nats.connect(url)).jetstream()
 
-    async def app(
-        scope: Message,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
-    ) -> None:
-        rate = int(scope["query_string"].partition(b"rate=")[2])
-        body = json.dumps({"rate": rate}).encode()
+    async def store(body: bytes) -> None:
         await stream.publish(topic, body, headers={"Nats-Msg-Id": uuid.uuid4().hex})
-        await send({"type": "http.response.start", "status": 202, "headers": _HEADERS})
-        await send({"type": "http.response.body", "body": b"{}"})
 
-    await serve(app, port)
+    await serve(storing(store), port)
 
 
 if __name__ == "__main__":
