@@ -13,12 +13,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 run: $(VENV)/run.stamp
 	@exec $(BIN)/molva up
 
-# Whole files, two at a time, in the order of tests/conftest.py: most tests wait for something. With
-# three on two cores those that measure time begin to fail.
 # `make test ARGS="-n 0 tests/messaging -k lanes"` is one process, for a debugger.
 test: $(VENV)/dev.stamp
 	@scripts/test-tools
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@scripts/run-tests $(ARGS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -112,7 +112,13 @@ class Kafka(Kind):
             _download(folder)
 
     def prepare(self, place: Place) -> None:
-        broker, controller = place.ports
+        given = {name.replace("_", "."): value for name, value in place.settings.items()}
+        broker, own = place.ports
+        # Of a cluster the others must know both before there is a first one.
+        controller = given.pop("controller.port", str(own))
+        # A first letter of our own: an id that begins with a hyphen is taken for an option.
+        name = "M" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
+        cluster = given.pop("cluster.id", name)
         security = ("SASL_" if place.password is not None else "") + (
             "SSL" if place.certificates is not None else "PLAINTEXT"
         )
@@ -147,11 +153,9 @@ class Kafka(Kind):
                 # The broker is a client of itself, whatever name its certificate has.
                 "ssl.endpoint.identification.algorithm": "",
             }
-        settings |= {name.replace("_", "."): value for name, value in place.settings.items()}
+        settings |= given
         file = _properties(place)
         file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        # A first letter of our own: an id that begins with a hyphen is taken for an option.
-        cluster = "M" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
         # One tier of the compiler: this JVM lives for a second.
         formatted = subprocess.run(
             [

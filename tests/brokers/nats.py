@@ -19,7 +19,7 @@ from tests.brokers.errors import MissingServerError
 from tests.brokers.install import INSTALL_SECONDS, install_packages
 from tests.brokers.kind import Image, Kind, Place
 
-__all__ = ["VERSION", "Nats"]
+__all__ = ["VERSION", "Nats", "program_version"]
 
 # Built from its source by Go's own tool, which checks the sum. Debian 12 has 2.9.10.
 VERSION = "2.15.2"
@@ -64,7 +64,7 @@ class Nats(Kind):
 
     def prepare(self, place: Place) -> None:
         inside = {"store_dir": json.dumps(str(place.data))}
-        if _version() >= _FIRST_THAT_SYNCS:
+        if program_version() >= _FIRST_THAT_SYNCS:
             inside["sync_interval"] = "always"
         beside = {"listen": f'"127.0.0.1:{place.port}"', "server_name": "molva"}
         for name, value in place.settings.items():
@@ -155,7 +155,7 @@ def _program() -> Path | None:
     return None if found is None else Path(found)
 
 
-def _version() -> tuple[int, ...]:
+def program_version() -> tuple[int, ...]:
     """Return the version of the server that is run here."""
     shown = subprocess.run(
         [str(_program()), "--version"], capture_output=True, text=True, timeout=20, check=True

@@ -107,6 +107,7 @@ def private_kafka(
 ) -> Iterator[Server]:
     """Run a Kafka; ``settings`` are the broker's: ``message_max_bytes=2048``, dots as ``_``.
 
+    Each of several that shall be a cluster is given ``cluster_id`` and ``controller_port``, too.
     ``password`` is that of the user molva, by SASL PLAIN; ``certificates`` make it speak TLS;
     both together are SASL_SSL.
     """

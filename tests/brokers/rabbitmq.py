@@ -15,8 +15,9 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Final, final
 from urllib.parse import urlsplit
 
 import aiormq
@@ -120,19 +121,29 @@ class RabbitMQ(Kind):
         return answer[0]
 
 
+# What it says of a server that runs, where the machine is too busy for the server to answer it in
+# time: it has done nothing then. Seconds until it is asked again.
+_NOT_SEEN: Final = "requires the 'rabbit' app to be running"
+_ASKED_AGAIN: Final = (0.5, 1.0, 2.0, 0.0)
+
+
 def rabbitmqctl(place: Place, *arguments: str) -> str:
     """Run a command of rabbitmqctl on the server that lives at ``place``; return what it said."""
     program = _program("rabbitmqctl")
     assert program is not None, "missing() was not asked"
-    done = subprocess.run(
-        [program, "--quiet", "--node", _node(place), *arguments],
-        env={**os.environ, **_environment(place)},
-        cwd=place.folder,
-        capture_output=True,
-        text=True,
-        timeout=_CONTROL_SECONDS,
-        check=False,
-    )
+    for pause in _ASKED_AGAIN:
+        done = subprocess.run(
+            [program, "--quiet", "--node", _node(place), *arguments],
+            env={**os.environ, **_environment(place)},
+            cwd=place.folder,
+            capture_output=True,
+            text=True,
+            timeout=_CONTROL_SECONDS,
+            check=False,
+        )
+        if _NOT_SEEN not in done.stdout + done.stderr:
+            break
+        time.sleep(pause)
     if done.returncode != 0:
         said = f"{done.stdout.strip()} {done.stderr.strip()}".strip()
         raise ServerFailedError("rabbitmq", f"rabbitmqctl {shlex.join(arguments)}: {said}")

@@ -29,6 +29,8 @@ from molva.messaging import (
 from molva.messaging.drivers._sqlite_members import Waker
 from molva.messaging.drivers._sqlite_room import room_folder
 
+pytestmark = pytest.mark.timed
+
 _names = itertools.count()
 _PROGRAM = Path(__file__).with_name("room_program.py")
 PATIENCE = 20.0

@@ -60,6 +60,7 @@ async def test_a_killed_publisher_has_stored_all_that_was_confirmed(
         assert len(arrived) <= len(confirmed) + 8 * killed  # what was under way when it died
 
 
+@pytest.mark.timed
 async def test_a_killed_consumers_lanes_are_taken_over_within_a_second(
     path: Path, start: Start
 ) -> None:
@@ -113,6 +114,7 @@ async def test_a_stopped_consumer_keeps_its_lanes(path: Path, start: Start) -> N
         await eventually(lambda: len(holder.lines) == 2)
 
 
+@pytest.mark.timed
 async def test_an_idle_consumer_in_another_process_gets_a_message_at_once(
     path: Path, start: Start
 ) -> None:
@@ -182,6 +184,7 @@ async def test_the_order_of_a_key_survives_the_kill_of_its_consumer(
         assert sorted(both | set(mine)) == list(range(int(key), 800, 9))
 
 
+@pytest.mark.timed
 async def test_nothing_is_written_while_nothing_happens(path: Path, start: Start) -> None:
     sender = await (await start("send", _url(path), "never")).ready()
     receiver = await (await start("time", _url(path, subscription="s"))).ready()

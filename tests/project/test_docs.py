@@ -208,37 +208,26 @@ def test_every_common_url_option_is_in_the_manual() -> None:
         assert f"``{option}``" in (url.__doc__ or ""), option
 
 
-def test_the_table_of_capabilities_is_what_the_drivers_say() -> None:
+@pytest.mark.parametrize(
+    ("page", "generator"),
+    [
+        ("capabilities.md", "generate_capabilities"),
+        ("ledgers.md", "generate_ledgers"),
+        ("scaling.md", "generate_scaling"),
+        ("choosing-a-broker.md", "generate_measured"),
+    ],
+)
+def test_a_table_of_the_manual_is_what_the_code_or_a_measurement_says(
+    page: str, generator: str
+) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", "from generate_capabilities import page; print(page(), end='')"],
+        [sys.executable, "-c", f"from {generator} import page; print(page(), end='')"],
         cwd=ROOT / "scripts",
         capture_output=True,
         text=True,
         check=True,
     )
-    assert manual("capabilities.md") == result.stdout, "run scripts/generate_capabilities.py"
-
-
-def test_the_table_of_ledgers_is_what_the_ledgers_say() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", "from generate_ledgers import page; print(page(), end='')"],
-        cwd=ROOT / "scripts",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert manual("ledgers.md") == result.stdout, "run scripts/generate_ledgers.py"
-
-
-def test_the_table_of_pairs_is_what_drivers_and_ledgers_say() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", "from generate_scaling import page; print(page(), end='')"],
-        cwd=ROOT / "scripts",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert manual("scaling.md") == result.stdout, "run scripts/generate_scaling.py"
+    assert manual(page) == result.stdout, f"run scripts/{generator}.py"
 
 
 @pytest.mark.parametrize("scheme", sorted(ledger._OPTIONS))

@@ -478,6 +478,7 @@ def test_ten_times_the_jobs_take_no_more_memory() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8_000
 
 
+@pytest.mark.timed
 def test_ten_times_the_jobs_take_ten_times_as_long() -> None:
     def seconds(jobs: int) -> float:
         taken = []
