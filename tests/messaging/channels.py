@@ -4,15 +4,24 @@ A module of tests has a fixture ``url`` and a class that inherits these.
 """
 
 import asyncio
+import contextlib
 import string
 
 import pytest
 
-from molva.messaging import Message, UnsupportedFeatureError, open_subscription, open_topic
+from molva.messaging import (
+    Message,
+    UnavailableError,
+    UnsupportedFeatureError,
+    open_subscription,
+    open_topic,
+    with_options,
+)
 from molva.messaging.conformance import PATIENCE, bodies, eventually, take
 from molva.messaging.drivers import _channel
+from tests.brokers import Server
 
-__all__ = ["Channels"]
+__all__ = ["Channels", "come_back_after_a_restart"]
 
 ALPHABET = [letter.encode() for letter in string.ascii_lowercase]
 
@@ -97,3 +106,22 @@ class Channels:
             await eventually(lambda: driver.dropped == 3)
             assert bodies(await subscription.receive(10)) == [b"0", b"1", b"2", b"3", b"4"]
         assert "too slow" in caplog.text
+
+
+async def come_back_after_a_restart(server: Server) -> None:
+    """Kill and start ``server`` under a topic and its subscriber; see that both find it again."""
+    url = with_options(server.url, delivery="at-most-once", topic="t")
+    async with (
+        await open_topic(url) as topic,
+        await open_subscription(url + "&subscription=s") as subscription,
+    ):
+        server.kill()
+        await asyncio.to_thread(server.restart)
+        got: list[bytes] = []
+        async with asyncio.timeout(PATIENCE):
+            while not got:
+                # Neither end can do anything until it is connected again, and both say so.
+                with contextlib.suppress(UnavailableError):
+                    await topic.send(Message(b"1"))
+                    got = bodies(await subscription.receive(wait=0.1))
+        assert got == [b"1"]

@@ -1,6 +1,5 @@
 """Topics that keep nothing: ``delivery=at-most-once`` on Redis."""
 
-import asyncio
 import secrets
 
 import pytest
@@ -14,10 +13,10 @@ from molva.messaging import (
     open_topic,
     with_options,
 )
-from molva.messaging.conformance import PATIENCE, bodies, take
+from molva.messaging.conformance import bodies, take
 from molva.messaging.drivers import _redis_channel
 from tests.brokers import private_redis
-from tests.messaging.channels import Channels
+from tests.messaging.channels import Channels, come_back_after_a_restart
 
 
 @pytest.fixture
@@ -62,13 +61,4 @@ async def test_what_is_no_message_is_passed_over(
 
 async def test_subscribers_come_back_after_a_restart_of_the_server() -> None:
     with private_redis() as server:
-        url = with_options(server.url, delivery="at-most-once", topic="t")
-        async with (
-            await open_topic(url) as topic,
-            await open_subscription(url + "&subscription=s") as subscription,
-        ):
-            server.kill()
-            await asyncio.to_thread(server.restart)
-            async with asyncio.timeout(PATIENCE):
-                while not await subscription.receive(wait=0.1):
-                    await topic.send(Message(b"1"))
+        await come_back_after_a_restart(server)
