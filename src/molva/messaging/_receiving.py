@@ -51,6 +51,10 @@ _logger: Final = logging.getLogger("molva.messaging")
 # stop. Drivers wake at once; this bounds nothing that a user sees.
 _WAIT: Final = 5.0
 
+# How often a message that was in the hands of consumers that died comes alone before it is taken
+# for what killed them. Once could be the machine's fault.
+_ALONE: Final = 2
+
 # A settlement of a tuple of its fields: one is made for every message, and so it takes half
 # the time.
 _settlement_of = cast(
@@ -103,6 +107,9 @@ class Receiving(Opened):
         self._aggregate = self._url.aggregate
         self._settles_first = self._url.delivery == "at-most-once"
         self._leased = driver.capabilities.holding != "lane"
+        # Lanes narrow down what kills, and what a connection holds has a grace of its driver.
+        self._alone = _ALONE if driver.capabilities.holding == "lease" else 0
+        self._is_careful = False
         self._stopping = asyncio.Event()
         self._outage = Outage(
             f"{self.name}: nothing can be received",
@@ -139,7 +146,7 @@ class Receiving(Opened):
         deadline = self._clock.monotonic() + wait
         while True:
             try:
-                raw = await receive(wanted, wait=wait)
+                raw = await receive(1 if self._is_careful else wanted, wait=wait)
             except UnavailableError:
                 self.received.unavailable += 1
                 raise
@@ -149,6 +156,7 @@ class Receiving(Opened):
                 self.received.unavailable += 1
                 raise UnavailableError(f"{self._url}: {error}") from error
             self._check_open()  # closed while we waited
+            self._is_careful = False
             if not raw:
                 return []
             found = await self._deliveries(raw)
@@ -411,6 +419,8 @@ class Receiving(Opened):
         if first and [message.ttl for message in messages].count(None) == len(raw):
             found = list(map(Delivery, messages, repeat(1), tokens, stored, repeat(self)))
             raw = ()
+        elif self._alone and not first:
+            raw = await self._suspects_apart(raw)
         for message, attempt, token, stored_at_us in raw:
             if attempt > 1 or message.ttl is not None:
                 counters.redelivered += attempt > 1
@@ -427,13 +437,35 @@ class Receiving(Opened):
             return self._aggregated(found, self._aggregate)
         return found
 
+    async def _suspects_apart(self, raw: Sequence[RawDelivery]) -> Sequence[RawDelivery]:
+        """Return one of those that may kill, alone, or all where there is none.
+
+        Each message that a consumer had in hand when it died was handed over once more, though
+        one of them killed it. So those that were too often in such hands come alone a few times
+        before they are buried; what was fetched with one goes back, and counts nothing.
+        """
+        most = self._retries.max_attempts
+        suspects = (one for one in raw if 0 < one.attempt - most <= self._alone)
+        suspect = next(suspects, None)
+        if suspect is None:
+            return raw
+        # Until something else comes: what would be fetched with the next had to go back, too.
+        self._is_careful = True
+        try:
+            if len(raw) > 1:
+                await self._return_raw([one for one in raw if one is not suspect])
+        except BaseException:
+            await self._return_raw([suspect])
+            raise
+        return [suspect]
+
     def _reason_to_bury(self, ttl: float | None, attempt: int, stored_at_us: int, most: int) -> str:
         if ttl is not None:
             age = (self._clock.now_us() - stored_at_us) / 1e6
             if age > ttl:
                 self.received.expired += 1
                 return f"expired: it waited {age:.1f} s, and was of use for {ttl:g} s"
-        if attempt > most:
+        if attempt > most + self._alone:
             return (
                 f"handed over {attempt - 1} times and never settled; its consumers may have "
                 "died of it"

@@ -106,6 +106,32 @@ class Holding(Suite):
         await again.nack()
         assert bodies(await h.rest(other)) == [b"1"]
 
+    @needs("leases", "exact-attempts")
+    async def test_a_message_that_kills_takes_no_other_to_the_dead_letters(
+        self, h: Harness
+    ) -> None:
+        h.stop_clock()
+        sender, consumer = await h.sender(), await h.consumer(max_attempts=2)
+        await sender.send_many(numbered(9, key=None))
+        handled: set[bytes] = set()
+        deaths = 0
+        async with asyncio.timeout(PATIENCE):
+            while len(handled) < 8 or not await consumer.dead_letters():
+                found = await consumer.receive(100, wait=h.quiet)
+                if b"5" in bodies(found):
+                    # Nothing was settled: it died with all that it had in hand.
+                    deaths += 1
+                    assert deaths <= 4
+                    await h.pass_lease()
+                    continue
+                handled.update(bodies(found))
+                await consumer.settle([(delivery, Action.ACK) for delivery in found])
+
+        assert sorted(handled) == [b"%d" % n for n in range(1, 10) if n != 5]
+        [letter] = await consumer.dead_letters()
+        assert (letter.message.body, letter.attempts) == (b"5", 4)
+        assert "never settled" in letter.reason
+
     async def test_a_token_from_before_a_reopening_settles_nothing(self, h: Harness) -> None:
         sender, before = await h.sender(), await h.consumer()
         await sender.send(Message(b"1"))
