@@ -197,7 +197,7 @@ def test_a_ledger_that_is_away_costs_nothing_but_time(
     assert sum(int(r) * n for r, n in found["distribution"].items()) == sum(
         at % 11 for at in range(150)
     )
-    assert {name: child.pid for name, child in molva.children().items()} == before
+    assert {name: child.pid for name, child in molva.children().items()} == before, molva.log
     assert molva.stop() == 0
 
 
