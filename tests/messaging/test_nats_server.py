@@ -41,6 +41,7 @@ from molva.messaging.drivers import _nats_link, _nats_opening
 from molva.messaging.drivers import nats as driver
 from molva.messaging.drivers._nats_link import Hosts, NATSAddress, NATSLink, Question
 from molva.messaging.drivers._nats_messages import Names
+from molva.messaging.drivers._nats_streams import JetStream
 from molva.messaging.drivers.nats import NATSQueue
 from molva.messaging.url import BrokerURL
 from tests.brokers import Server, make_certificates, private_nats
@@ -224,16 +225,45 @@ async def test_copies_on_a_server_that_is_alone_are_refused(nats_url: str) -> No
     assert "leave replicas= out" in str(error)
 
 
-async def test_a_stream_of_somebody_else_under_our_name_is_refused() -> None:
+@pytest.mark.parametrize("create", ["auto", "never"])
+@pytest.mark.parametrize("throws_away", [{"max_age": 60.0}, {"max_msgs_per_subject": 1_000}])
+async def test_a_stream_of_somebody_else_under_our_name_is_refused(
+    throws_away: dict[str, Any], create: str
+) -> None:
     with private_nats() as server:
         async with streams_of(server.url) as streams:
             await streams.add_stream(
-                name=QUEUE.stream, subjects=[QUEUE.subject], max_age=60.0, retention="workqueue"
+                name=QUEUE.stream,
+                subjects=[QUEUE.subject],
+                retention="workqueue",
+                discard="new",
+                **throws_away,
             )
-        error = await refusal(server.url)
+        error = await refusal(server.url, create=create)
         assert isinstance(error, IncompatibleBrokerError)
-        assert "max_age" in str(error)
+        [name] = throws_away
+        assert name in str(error)
         assert "prefix=" in str(error)
+
+
+async def test_who_consumes_a_stream_that_begins_to_throw_away_is_told_so() -> None:
+    with private_nats() as server:
+        async with (
+            await open_queue(with_options(server.url, queue="q")) as queue,
+            streams_of(server.url) as streams,
+        ):
+            await queue.send(Message(b"1"))
+            config = (await streams.stream_info(QUEUE.stream)).config
+            config.max_msgs_per_subject = 1_000
+            await streams.update_stream(config)
+            # Looked at again over the next connection.
+            server.kill()
+            await asyncio.to_thread(server.restart)
+            with pytest.raises(IncompatibleBrokerError, match="max_msgs_per_subject"):
+                async with asyncio.timeout(PATIENCE):
+                    while True:
+                        with contextlib.suppress(UnavailableError):
+                            await queue.receive(1, wait=0.5)
 
 
 async def test_what_is_survived_is_what_url_server_and_stream_say(nats_url: str) -> None:
@@ -532,11 +562,26 @@ async def test_a_question_that_is_given_up_takes_no_answer_from_others(nats_url:
     await link.close()
 
 
+async def test_consumers_that_do_not_answer_are_not_taken_for_none(nats_url: str) -> None:
+    link = NATSLink(NATSAddress.of(BrokerURL.parse(nats_url)))
+    jetstream = JetStream(link)
+
+    async def ask(what: str, question: object) -> dict[str, object]:
+        return {"total": 0, "offset": 0, "consumers": [], "missing": ["billing"]}
+
+    jetstream.ask = ask  # type: ignore[method-assign, assignment]
+    # What they have not read would be deleted.
+    with pytest.raises(UnavailableError, match="billing of stream 's' do not answer"):
+        await jetstream.consumers("s")
+    await link.close()
+
+
 # Changed by others ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("name", "value"), [("max_deliver", 1), ("max_ack_pending", 1)])
 async def test_a_consumer_that_somebody_changed_is_set_right_and_told(
-    caplog: pytest.LogCaptureFixture,
+    name: str, value: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with private_nats() as server:
         url = with_options(server.url, topic="t")
@@ -546,17 +591,18 @@ async def test_a_consumer_that_somebody_changed_is_set_right_and_told(
             streams_of(server.url) as streams,
         ):
             config = (await streams.consumer_info(TOPIC.stream, TOPIC.consumer)).config
-            config.max_deliver = 1
+            before = getattr(config, name)
+            setattr(config, name, value)
             await streams.add_consumer(TOPIC.stream, config)
 
             async def is_right() -> bool:
                 found = await streams.consumer_info(TOPIC.stream, TOPIC.consumer)
-                return bool(found.config.max_deliver == -1)
+                return bool(getattr(found.config, name) == before)
 
             async with asyncio.timeout(PATIENCE):
                 while not await is_right():
                     await asyncio.sleep(0.1)
-            assert "changed by somebody else (max_deliver=1)" in caplog.text
+            assert f"changed by somebody else ({name}={value})" in caplog.text
             # Delivered more often than the server was told to.
             await topic.send(Message(b"1"))
             for attempt in (1, 2, 3):

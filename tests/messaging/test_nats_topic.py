@@ -287,6 +287,17 @@ async def test_a_message_sent_twice_is_stored_once(url: str) -> None:
         assert stat.pending == 1
 
 
+async def test_a_traced_message_sent_again_is_the_same_in_another_span(url: str) -> None:
+    async with await open_queue(url.replace("topic=t", "queue=q")) as queue:
+        spans = [f"00-{digit * 32}-{digit * 16}-01" for digit in "12"]
+        first = Message(b"1", headers={"color": "red", "traceparent": spans[0]})
+        again = Message(b"1", first.id, headers={"color": "red", "traceparent": spans[1]})
+        other = Message(b"1", first.id, headers={"color": "blue", "traceparent": spans[0]})
+        for message in (first, again, other):
+            await queue.send(message)
+        assert [delivery.message for delivery in await take(queue, 2)] == [first, other]
+
+
 @pytest.mark.parametrize(
     "name",
     ["a.b", "a*", ">", "a b", "λ" * 200, "x" * 200, "=41", "a_b", "$JS", "A/..\\B", "%2E"],

@@ -62,6 +62,9 @@ _LONGEST_REASON: Final = 1_500
 # Characters of an id, and of the checksum behind it.
 _ID_DIGITS: Final = 2 * ID_BYTES
 _SUM_DIGITS: Final = 8
+# Headers that tell of a sending, and not of the message: a traced one that is sent again has
+# another span, and is the same.
+_OF_A_SENDING: Final = frozenset({"traceparent", "tracestate", "baggage"})
 # Bytes of the headers of a message that has an id only, and of another one beside its value.
 _PLAIN_BYTES: Final = len(f"NATS/1.0\r\n{MSG_ID}: -\r\n\r\n") + _ID_DIGITS + _SUM_DIGITS
 _META_BYTES: Final = len(f"{_META}: \r\n")
@@ -135,13 +138,18 @@ def headers_of(message: Message) -> dict[str, str]:
     """Return the headers of a message that is sent."""
     key = message.key
     if message.headers or message.ttl is not None:
-        meta = _json(_meta_of(message))
+        found = _meta_of(message)
+        meta = same = _json(found)
+        if not _OF_A_SENDING.isdisjoint(message.headers):
+            of_it = message.headers.items()
+            found["headers"] = {name: text for name, text in of_it if name not in _OF_A_SENDING}
+            same = _json(found)
     elif key is None:
         return {MSG_ID: f"{message.id.hex()}-{zlib.crc32(message.body):08x}"}
     else:
         # What nearly every message has: written by hand, which is three times as fast.
-        meta = f'{{"key":{encode_basestring_ascii(key)}}}'
-    checksum = zlib.crc32(meta.encode(), zlib.crc32(message.body))
+        meta = same = f'{{"key":{encode_basestring_ascii(key)}}}'
+    checksum = zlib.crc32(same.encode(), zlib.crc32(message.body))
     return {MSG_ID: f"{message.id.hex()}-{checksum:08x}", _META: meta}
 
 

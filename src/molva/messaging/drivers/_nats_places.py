@@ -8,7 +8,7 @@ told: neither may pass in silence.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, final
+from typing import Any, Final, final
 
 from molva._base.clock import Clock
 from molva.messaging.drivers._nats_kept import Kept
@@ -108,22 +108,25 @@ class Place:
 
     async def open(self) -> Stream:
         """Find the stream, or make it."""
+        wanted = self._settings()
         if self._creates:
-            # Numbers of before mean nothing in a stream that was made anew.
-            first = self._clock.now_us() if self._server.numbers_well else None
-            wanted = stream_settings(
-                self.names,
-                replicas=self._replicas,
-                first=first,
-                batches=self._server.syncs_batches,
-            )
-            self._stream = await self.jetstream.ensure_stream(wanted)
+            found = await self.jetstream.ensure_stream(wanted)
             await self.kept.open()
         else:
-            self._stream = await self.jetstream.stream(self.names.stream)
-            if self._stream is None:
-                raise self._missing(self.names.shown)
-        return self._stream
+            found = await self.found_stream()
+            self.jetstream.check(found, wanted)
+        self._stream = found
+        return found
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of the stream, as it would be made now."""
+        return stream_settings(
+            self.names,
+            replicas=self._replicas,
+            # Numbers of before mean nothing in a stream that was made anew.
+            first=self._clock.now_us() if self._server.numbers_well else None,
+            batches=self._server.syncs_batches,
+        )
 
     async def open_consumer(self, start: str = "earliest") -> None:
         """Find the consumer, or make it; give it the lease that was asked for."""
@@ -174,6 +177,8 @@ class Place:
         if stream is None:
             stream = await self.open()
             _logger.warning("nats: %s was gone from the server; made anew", self.names.shown)
+        else:
+            self.jetstream.check(stream, self._settings())
         self._stream = stream
         if held_by is None:
             return False

@@ -158,11 +158,17 @@ class Consumer:
             for name in _MUST_BE
             if (found.get(name) or None) != (wanted.get(name) or None)
         }
+        # None is the server's own, and -1 no bound.
+        odd |= {
+            name: found[name] for name in _AT_LEAST if 0 < (found.get(name) or 0) < wanted[name]
+        }
         return odd | {name: found[name] for name in _MUST_NOT_BE if found.get(name)}
 
 
 # What of a consumer must be as it was made. Its lease may be another's.
 _MUST_BE: Final = ("ack_policy", "max_deliver", "filter_subject", "replay_policy")
+# Fewer, and consumers wait for each other, and for nothing.
+_AT_LEAST: Final = ("max_ack_pending", "max_waiting")
 _MUST_NOT_BE: Final = (
     *("backoff", "headers_only", "pause_until", "inactive_threshold", "deliver_subject"),
     *("filter_subjects", "max_batch", "max_expires", "max_bytes", "mem_storage", "rate_limit_bps"),
@@ -185,8 +191,8 @@ def stream_settings(
         "name": names.stream,
         "description": _described(names.kind, names.name),
         "subjects": [names.subject],
-        # A topic's is a log: what nobody subscribes to stays, and a consumer that is deleted
-        # by mistake takes nothing along. What all have settled is deleted by us.
+        # A topic's is a log: what nobody subscribes to stays, and where the only consumer is
+        # deleted by mistake nothing goes with it. What all have settled is deleted by us.
         "retention": "workqueue" if names.kind == "queue" else "limits",
         "storage": "file",
         "num_replicas": replicas,
@@ -322,7 +328,7 @@ class JetStream:
                 found = await self.stream(str(wanted["name"]))
                 if found is None:
                     raise self.explained(error) from error
-        self._check(found, wanted)
+        self.check(found, wanted)
         if wanted.get(_BATCHES) and not found.takes_batches:
             return await self._let_batches_in(found)
         return found
@@ -336,8 +342,12 @@ class JetStream:
             _logger.info("nats: stream %r takes no batches: %s", settings["name"], error)
             return found
 
-    def _check(self, found: Stream, wanted: Mapping[str, Any]) -> None:
-        """Refuse a stream that would lose what it is given."""
+    def check(self, found: Stream, wanted: Mapping[str, Any]) -> None:
+        """Refuse a stream that would lose what it is given.
+
+        Raises:
+            IncompatibleBrokerError: It throws away what is old, or too much, or confirms nothing.
+        """
         settings = found.settings
         odd = {
             name: settings.get(name)
@@ -347,6 +357,10 @@ class JetStream:
         odd |= {name: True for name in ("no_ack", "sealed") if settings.get(name)}
         if settings.get("max_age"):
             odd["max_age"] = settings["max_age"]
+        # All messages are of one subject, and the oldest of a subject makes room for a new one.
+        most = settings.get("max_msgs_per_subject") or -1
+        if most > 0 and most != wanted["max_msgs_per_subject"]:
+            odd["max_msgs_per_subject"] = most
         if odd:
             shown = ", ".join(f"{name}={value}" for name, value in odd.items())
             raise IncompatibleBrokerError(
@@ -377,6 +391,12 @@ class JetStream:
                 raise self.explained(error) from error
             some = [_consumer(one) for one in page.get("consumers") or ()]
             found += some
+            if missing := page.get("missing"):
+                # In a cluster it answers without those whose leader does not.
+                raise UnavailableError(
+                    f"{self._link.address}: consumers {', '.join(missing)} of stream {stream!r} do "
+                    "not answer; they have no leader now"
+                )
             if not some or len(found) >= page["total"]:
                 return found
 
