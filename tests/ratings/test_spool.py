@@ -542,6 +542,34 @@ class TestDying:
             assert first.length == 0
         assert site.broker.bodies == [b"first", b"second"]
 
+    async def test_a_failed_fsync_in_one_that_was_left_over_ends_the_process(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vfs = FaultyVFS()
+        site.broker.away = True
+        async with site.spool() as first:
+            async with site.spool() as second:
+                await store_all(second, numbered(5))
+            # Only who adopts a spool opens it without a limit.
+            opening = Outbox.open
+
+            async def open_faulty(url: str, *, limit: int | None, clock: ManualClock) -> Outbox:
+                options = f"?commit=loop&vfs={vfs.vfs_name}"
+                return await opening(url + options, limit=limit, clock=clock)
+
+            monkeypatch.setattr(Outbox, "open", open_faulty)
+            vfs.fail_sync = lambda: True
+            site.broker.away = False
+            await site.until(lambda: bool(site.failures), seconds=61.0)
+            vfs.fail_sync = lambda: False
+            writes = vfs.writes
+            await site.pass_time(65.0)
+
+            assert vfs.writes == writes
+            assert (await look_into(site.file(2))).pending == 5
+            assert not first.is_away
+        assert [type(error) for error in site.failures] == [BrokenBrokerError]
+
     async def test_a_damaged_one_that_was_left_over_stops_nobody(self, site: Site) -> None:
         site.broker.away = True
         async with contextlib.AsyncExitStack() as stack:
