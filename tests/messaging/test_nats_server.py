@@ -886,8 +886,16 @@ def disk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def left_after_a_power_cut(disk: Path, settings: dict[str, str]) -> dict[str, Any]:
-    """Store 300 messages, settle 50, cut the power; return what is left of them."""
+async def left_after_a_power_cut(
+    disk: Path, settings: dict[str, str], *, together: int
+) -> dict[str, Any]:
+    """Store 300 messages, settle 50, cut the power; return what is left of them.
+
+    Args:
+        disk: Where images of a disk can be mounted.
+        settings: The server's, beside those of the tests.
+        together: How many messages one send brings; the next waits for its confirmation.
+    """
     before = Image(disk / "before.img")
     after: Image | None = None
     folder = disk / "mounted"
@@ -901,8 +909,9 @@ async def left_after_a_power_cut(disk: Path, settings: dict[str, str]) -> dict[s
         # Its configuration is on the disk, as that of any server that was set up yesterday.
         before.flush()
         async with await open_queue(url) as queue:
-            for n in range(3):
-                await queue.send_many([Message(b"%d" % (n * 100 + m)) for m in range(100)])
+            for first in range(0, 300, together):
+                numbers = range(first, first + together)
+                await queue.send_many([Message(b"%d" % n) for n in numbers])
             settled = await take(queue, 50)
             await queue.settle([(delivery, Action.ACK) for delivery in settled])
             server.pause()
@@ -928,15 +937,21 @@ ALL = {b"%d" % n for n in range(300)}
 
 
 @pytest.mark.root
-async def test_what_was_confirmed_survives_a_power_cut_where_the_server_syncs(disk: Path) -> None:
+@pytest.mark.parametrize("together", [1, 100])
+async def test_what_was_confirmed_survives_a_power_cut_where_the_server_syncs(
+    disk: Path, together: int
+) -> None:
     need_present(since=(2, 10), what="sync before it confirms")
-    found = await left_after_a_power_cut(disk, {})
+    found = await left_after_a_power_cut(disk, {}, together=together)
     assert found["left"] | found["settled"] == ALL
 
 
 @pytest.mark.root
-async def test_without_syncing_a_power_cut_loses_what_was_confirmed(disk: Path) -> None:
+@pytest.mark.parametrize("together", [1, 100])
+async def test_without_syncing_a_power_cut_loses_what_was_confirmed(
+    disk: Path, together: int
+) -> None:
     """So ``power`` must not be said of a server whose ``sync_interval`` nobody vouches for."""
     need_present(since=(2, 10), what="sync before it confirms")
-    found = await left_after_a_power_cut(disk, {"sync_interval": '"2m"'})
+    found = await left_after_a_power_cut(disk, {"sync_interval": '"2m"'}, together=together)
     assert ALL - found["left"] - found["settled"]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def ways() -> list[dict[str, str]]:
     text = (ROOT / "docs" / "brokers.md").read_text()
     exports = re.findall(r"^export (COMPOSE_PROFILES=.+)$", text, re.MULTILINE)
     assert len(exports) == 3
-    return [{}, *(dict(one.split("=", 1) for one in export.split()) for export in exports)]
+    return [{}, *(dict(one.split("=", 1) for one in shlex.split(export)) for export in exports)]
 
 
 def defaults() -> dict[str, str]:
@@ -122,6 +123,14 @@ def test_what_compose_tells_nats_reaches_it() -> None:
     config = compose_config(COMPOSE_PROFILES="nats,redis")
 
     assert "sync_interval: always" in services(config)["nats"]
+
+
+def test_molva_is_told_that_the_nats_of_compose_syncs() -> None:
+    """No client can ask for it; untold, ``power`` is not said, and nothing is sent in batches."""
+    assert "sync_interval: always" in (ROOT / "compose.yaml").read_text()
+    [url] = [way["MOLVA_BROKER"] for way in ways() if "nats" in way.get("COMPOSE_PROFILES", "")]
+
+    assert url == "nats://nats:4222?sync=always"
 
 
 def ends(data: Path, deployment: dict[str, str]) -> list[int]:

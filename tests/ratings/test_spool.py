@@ -542,6 +542,77 @@ class TestDying:
             assert first.length == 0
         assert site.broker.bodies == [b"first", b"second"]
 
+    async def test_dead_letters_of_one_that_was_left_over_are_kept(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        site.broker.away = True
+        async with site.spool() as first:
+            async with site.spool() as second:
+                await store_all(second, [b"small", b"large"])
+            site.broker.too_large, site.broker.away = {b"large"}, False
+            await site.until(lambda: b"small" in site.broker.bodies, seconds=61.0)
+            await site.pass_time(65.0)  # it is looked into twice more
+
+            assert (await look_into(site.file(2))).dead == 1
+            assert (await first.dead_letters(), first.length) == (1, 0)
+        told = [line.getMessage() for line in caplog.records if "spool/2" in line.getMessage()]
+        assert len(told) == 2
+        assert "dead letter here: " in told[0]
+        assert told[1].endswith("1 dead letters are kept there")
+
+    @pytest.mark.parametrize("number", [1, 2])
+    async def test_a_dead_letter_that_was_sent_back_goes_on(self, site: Site, number: int) -> None:
+        site.broker.away = True
+        async with site.spool() as first:
+            async with site.spool() as second:
+                await store(first if number == 1 else second, b"large")
+            site.broker.too_large, site.broker.away = {b"large"}, False
+            await site.until(lambda: not first.is_away)
+            await site.pass_time(65.0)
+            assert await first.dead_letters() == 1
+
+            site.broker.too_large = set()
+            # As `molva queue replay` does.
+            url = with_options(
+                site.file(number), topic=OUTBOX_TOPIC, subscription=OUTBOX_SUBSCRIPTION
+            )
+            async with await open_subscription(url) as subscription:
+                assert await subscription.replay() == 1
+            await site.until(lambda: b"large" in site.broker.bodies, seconds=61.0)
+            await site.until(lambda: len(SpoolFolder(site.settings.folder).look()) == 1)
+            await site.until(lambda: not first.is_away)
+
+            assert (await first.dead_letters(), first.length) == (0, 0)
+        assert site.failures == []
+
+    async def test_a_failed_fsync_in_one_that_was_left_over_ends_the_process(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vfs = FaultyVFS()
+        site.broker.away = True
+        async with site.spool() as first:
+            async with site.spool() as second:
+                await store_all(second, numbered(5))
+            # Only who adopts a spool opens it without a limit.
+            opening = Outbox.open
+
+            async def open_faulty(url: str, *, limit: int | None, clock: ManualClock) -> Outbox:
+                options = f"?commit=loop&vfs={vfs.vfs_name}"
+                return await opening(url + options, limit=limit, clock=clock)
+
+            monkeypatch.setattr(Outbox, "open", open_faulty)
+            vfs.fail_sync = lambda: True
+            site.broker.away = False
+            await site.until(lambda: bool(site.failures), seconds=61.0)
+            vfs.fail_sync = lambda: False
+            writes = vfs.writes
+            await site.pass_time(65.0)
+
+            assert vfs.writes == writes
+            assert (await look_into(site.file(2))).pending == 5
+            assert not first.is_away
+        assert [type(error) for error in site.failures] == [BrokenBrokerError]
+
     async def test_a_damaged_one_that_was_left_over_stops_nobody(self, site: Site) -> None:
         site.broker.away = True
         async with contextlib.AsyncExitStack() as stack:

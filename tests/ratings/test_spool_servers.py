@@ -125,6 +125,7 @@ def test_while_a_broker_is_away_every_rating_is_accepted_and_counts_once_behind_
         assert molva.total()["count"] == load.accepted
         assert metric(molva, "molva_spool_length") == 0
         assert metric(molva, "molva_spool_stored_total") > 100
+        assert metric(molva, "molva_spool_dead_letters") == 0
         assert molva.stop() == 0
         order = counted(molva.data)
         for client in range(8):

@@ -3,9 +3,9 @@
 ``close`` removes the subscription. A requester that was killed cannot, so the others of the topic
 remove what it left: each looks when it has opened, and about one of them a minute after that.
 They know by the broker whether somebody still consumes it, and by its name, which is
-time-ordered, that it is not just being opened. Until then it keeps no more than the replies to
-what the dead one had asked. A topic that keeps nothing (``delivery=at-most-once`` on Redis)
-keeps not even these.
+time-ordered, that it is not just being opened. Until then it keeps every reply that comes, whoever
+asked: it is a subscription of the whole topic. A topic that keeps nothing
+(``delivery=at-most-once``) keeps not even these.
 
 Where a broker cannot tell what subscriptions there are, nobody is in a position to tidy up.
 """

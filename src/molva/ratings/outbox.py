@@ -7,10 +7,12 @@ after the broker has confirmed it, never before.** A kill in between sends it tw
 id, which the ledger counts once.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Final, NamedTuple, Self, final
 
 from molva._base.clock import Clock
+from molva._base.ids import format_id
 from molva.messaging import (
     BrokenBrokerError,
     Capabilities,
@@ -40,6 +42,8 @@ __all__ = [
     "outboxes_survive",
 ]
 
+_logger: Final = logging.getLogger("molva.ratings")
+
 # The names inside the file.
 OUTBOX_TOPIC: Final = "ratings"
 OUTBOX_SUBSCRIPTION: Final = "broker"
@@ -67,19 +71,15 @@ class Progress(NamedTuple):
 class Outbox:
     """Keeps ratings, and sends them on in the order in which they came."""
 
-    def __init__(
-        self, topic: Topic, subscription: Subscription, waiting: int, oldest: float, clock: Clock
-    ) -> None:
+    def __init__(self, topic: Topic, subscription: Subscription, clock: Clock) -> None:
         self._topic = topic
         self._subscription = subscription
         self._clock = clock
-        self._found = waiting
+        self._found = 0
         self._gone = 0
         # Handed over to us, and not confirmed by the broker.
         self._held: list[Delivery] = []
         self._oldest_at_us: int | None = None
-        if waiting:
-            self._oldest_at_us = clock.now_us() - round(oldest * 1e6)
 
     @classmethod
     async def open(cls, url: str, *, limit: int | None, clock: Clock) -> Self:
@@ -93,19 +93,21 @@ class Outbox:
         Raises:
             MessagingError: The file cannot be used.
         """
-        url = with_options(url, topic=OUTBOX_TOPIC, lanes="1")
+        named = with_options(url, topic=OUTBOX_TOPIC, lanes="1")
         subscription = await open_subscription(
-            with_options(url, subscription=OUTBOX_SUBSCRIPTION), max_attempts=_ATTEMPTS, clock=clock
+            with_options(named, subscription=OUTBOX_SUBSCRIPTION),
+            max_attempts=_ATTEMPTS,
+            clock=clock,
         )
         try:
-            bounded = url if limit is None else with_options(url, capacity=str(limit))
+            bounded = named if limit is None else with_options(named, capacity=str(limit))
             topic = await open_topic(bounded, clock=clock)
         except BaseException:
             await subscription.close()
             raise
-        stat = await subscription.stat()
-        assert stat is not None, "a queue file can always tell what waits"
-        return cls(topic, subscription, stat.pending, stat.oldest_seconds or 0.0, clock)
+        outbox = cls(topic, subscription, clock)
+        await outbox.recount()
+        return outbox
 
     @property
     def survives(self) -> frozenset[str]:
@@ -154,7 +156,7 @@ class Outbox:
             self._held = await self._subscription.receive(limit, wait=_WAIT)
         if not self._held:
             if self.length and not self._topic.sending:
-                await self._recount()
+                await self.recount()
             return Progress(0, None)
         self._oldest_at_us = self._held[0].stored_at_us
         part, rest = self._held[:limit], self._held[limit:]
@@ -168,26 +170,36 @@ class Outbox:
                 if _is_final(error):
                     refused = [(part[place], Action.REJECT)]
                     await self._subscription.settle(refused, reason=str(error))
+                    _logger.warning(
+                        "%r: the broker refused %s for good, it is a dead letter here: %s",
+                        self._subscription,
+                        format_id(part[place].message.id),
+                        error,
+                    )
         except LeaseLostError:
             # Somebody who looks into the file (`molva sub`) had its lane for a moment. What was
             # not settled comes again, and the ledger knows its ids.
             self._held = []
-            await self._recount()
+            await self.recount()
             return Progress(0, None)
         self._held = kept + rest
         self._gone += len(part) - len(kept)
         obstacles = (error for error in failures.values() if not _is_final(error))
         return Progress(len(part) - len(kept), next(obstacles, None))
 
-    async def _recount(self) -> None:
-        """Ask the file what is in it, where counting along has gone wrong.
+    async def recount(self) -> SubscriptionStat:
+        """Ask the file what is in it, where somebody else may have changed that; return it.
 
         It never tells too few; for a quarter of a second it may tell too many, and then is
-        asked again, because nothing comes.
+        asked again, because nothing comes. Not to be called while ``forward`` runs.
         """
+        # What is stored meanwhile counts on top, whether or not the file tells of it already.
+        stored = self._topic.counters.stored
         stat = await self._subscription.stat()
         assert stat is not None, "a queue file can always tell what waits"
-        self._found, self._gone = stat.pending, self._topic.counters.stored
+        self._found, self._gone = stat.pending, stored
+        self._oldest_at_us = self._clock.now_us() - round((stat.oldest_seconds or 0.0) * 1e6)
+        return stat
 
     async def close(self) -> None:
         """Note how far it is emptied; release the file."""

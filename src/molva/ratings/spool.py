@@ -43,7 +43,7 @@ from molva.messaging import (
     Topic,
     UnavailableError,
 )
-from molva.ratings.outbox import Outbox, Progress
+from molva.ratings.outbox import Outbox, Progress, look_into
 from molva.ratings.spool_folder import SpoolFile, SpoolFolder
 
 __all__ = ["ForgetfulLedgerError", "Spool", "SpoolRefusedError", "SpoolSettings", "means_away"]
@@ -269,6 +269,15 @@ class Spool:
         """How many ratings were stored in the spool since this process started."""
         return self._outbox.stored
 
+    async def dead_letters(self) -> int:
+        """Return how many ratings the broker refused for good, in all spools of this machine."""
+        number = 0
+        for url, _ in self._folder.look():
+            # One that is damaged is told of by whoever takes or adopts it.
+            with contextlib.suppress(MessagingError):
+                number += (await look_into(url)).dead
+        return number
+
     # Storing ----------------------------------------------------------------------------
 
     async def take(self, message: Message, error: MessagingError) -> None:
@@ -357,6 +366,8 @@ class Spool:
         """Send on what is in the outbox, whenever something is."""
         while True:
             await self._left.wait()
+            if self._state is _State.WITH_BROKER:
+                await self._look_again()
             if self._outbox.is_empty and self._answers():
                 self._return()
                 continue
@@ -370,6 +381,17 @@ class Spool:
             elif gone:
                 self._doubtful = False
                 self._outage.over()
+
+    async def _look_again(self) -> None:
+        """See whether something is in the outbox after all: a dead letter that was sent back."""
+        try:
+            await self._outbox.recount()
+        except BrokenBrokerError:
+            raise  # passes only with this process
+        except MessagingError as error:
+            _logger.warning("the spool was not looked into: %s", error)
+        if not self._outbox.is_empty:
+            self._leave()
 
     def _answers(self) -> bool:
         """Return whether the broker is open, and no call hangs there."""
@@ -387,25 +409,37 @@ class Spool:
             return Progress(0, error)
 
     async def _adopt(self) -> None:
-        """Send on what other processes have left over, now and then."""
+        """Send on what other processes have left over, and what was sent back, now and then."""
         while True:
+            self._left.set()  # to look into our own, too
             with contextlib.closing(self._folder.left_over()) as every:
                 for file in every:
                     try:
                         await self._empty(file)
+                    except BrokenBrokerError:
+                        raise  # passes only with this process
                     except MessagingError as error:
                         # Damaged, or of a newer version. The others go on.
                         _logger.error("%s cannot be sent on: %s", file.folder, error)
             await self._clock.sleep(_ADOPT)
 
     async def _empty(self, file: SpoolFile) -> None:
-        """Send on all that lies in a spool that was left over, then remove it."""
+        """Send on all that lies in a spool that was left over, then remove it.
+
+        What the broker refused for good stays there, and the file with it: to be seen, and to be
+        sent on where somebody makes it wait again.
+        """
         outbox = await Outbox.open(file.url, limit=None, clock=self._clock)
         self._adopted = outbox
         found = outbox.length
         outage = self._new_outage(f"{file.folder}: what was left over waits")
         try:
-            while not outbox.is_empty:
+            while True:
+                if outbox.is_empty:
+                    # Counting along does not see a dead letter that is sent back just now.
+                    left = await outbox.recount()
+                    if outbox.is_empty:
+                        break
                 if self.broker is None or self.is_away:
                     await self._clock.sleep(_LOOK)
                     continue
@@ -415,9 +449,15 @@ class Spool:
         finally:
             self._adopted = None
             await outbox.close()
-        file.remove()
+        if not left.dead:
+            file.remove()
         if found:
-            _logger.warning("%s: %d ratings that were left over went on", file.folder, found)
+            _logger.warning(
+                "%s: %d ratings that were left over were sent on; %d dead letters are kept there",
+                file.folder,
+                found,
+                left.dead,
+            )
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         """Run what must run for as long as this process does."""

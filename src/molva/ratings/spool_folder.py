@@ -8,8 +8,9 @@ started anew after a kill goes on where the last one ended. What is left over, b
 processes run than before, is adopted by any that does: it belongs to nobody as soon as its lock
 is free, which it is the moment its process dies.
 
-A spool that was emptied by another is removed whole, under its lock. The lock files stay, 0
-bytes each: deleting one that somebody is about to lock would let two lock "the same" file.
+A spool that was emptied by another, and has no dead letters, is removed whole, under its lock.
+The lock files stay, 0 bytes each: deleting one that somebody is about to lock would let two lock
+"the same" file.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ class SpoolFile:
         return _url(self.folder)
 
     def remove(self) -> None:
-        """Delete the spool: it is empty, and nobody has it open."""
+        """Delete the spool: nothing waits in it, it has no dead letters, nobody has it open."""
         assert self._lock is not None, "only who holds a spool may delete it"
         shutil.rmtree(self.folder, ignore_errors=True)
 
