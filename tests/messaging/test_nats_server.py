@@ -259,11 +259,14 @@ async def test_who_consumes_a_stream_that_begins_to_throw_away_is_told_so() -> N
             # Looked at again over the next connection.
             server.kill()
             await asyncio.to_thread(server.restart)
+
+            async def receive() -> None:
+                while True:
+                    with contextlib.suppress(UnavailableError):
+                        await queue.receive(1, wait=0.5)
+
             with pytest.raises(IncompatibleBrokerError, match="max_msgs_per_subject"):
-                async with asyncio.timeout(PATIENCE):
-                    while True:
-                        with contextlib.suppress(UnavailableError):
-                            await queue.receive(1, wait=0.5)
+                await asyncio.wait_for(receive(), PATIENCE)
 
 
 async def test_what_is_survived_is_what_url_server_and_stream_say(nats_url: str) -> None:
