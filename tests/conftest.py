@@ -16,9 +16,14 @@ from typing import Any, NoReturn
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.brokers.errors import MissingServerError
 from tests.brokers.session import SharedServers
+
+# A process that stands still for a second, as on a busy machine, breaks no property.
+settings.register_profile("molva", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("molva")
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -48,7 +53,7 @@ class MolvaProcess:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def wait_ready(self, seconds: float = 15.0) -> "MolvaProcess":
+    def wait_ready(self, seconds: float = 60.0) -> "MolvaProcess":
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -65,7 +70,7 @@ class MolvaProcess:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

@@ -86,5 +86,5 @@ async def test_the_system_clock_sleeps_for_real() -> None:
 
     await SYSTEM_CLOCK.sleep(0.01)
 
-    assert 0.009 < SYSTEM_CLOCK.monotonic() - before < 2.0
+    assert 0.009 < SYSTEM_CLOCK.monotonic() - before < 60.0
     assert SYSTEM_CLOCK.now_us() > 1_700_000_000_000_000

@@ -67,7 +67,7 @@ def own_rabbitmq() -> Iterator[Server]:
 
 def redis_client(server: Server, **options: object) -> "redis.Redis":
     return redis.Redis.from_url(
-        server.url, decode_responses=True, socket_timeout=0.5, retry=None, **options
+        server.url, decode_responses=True, socket_timeout=5.0, retry=None, **options
     )
 
 
@@ -295,11 +295,16 @@ async def test_nats_behind_tls_asks_for_its_password(tmp_path: Path) -> None:
     trust = ssl.create_default_context(cafile=str(files.authority))
     with private_nats(password=PASSWORD, certificates=files) as server:
         assert server.url == f"tls://molva:{PASSWORD}@127.0.0.1:{server.port}"
-        client = await nats.connect(server.url, tls=trust)
+        client = await nats.connect(server.url, tls=trust, connect_timeout=20)
         assert (await client.jetstream().account_info()).streams == 0
         await client.close()
         with pytest.raises(Exception, match="Authorization Violation"):
-            await nats.connect(f"tls://127.0.0.1:{server.port}", tls=trust, allow_reconnect=False)
+            await nats.connect(
+                f"tls://127.0.0.1:{server.port}",
+                tls=trust,
+                allow_reconnect=False,
+                connect_timeout=20,
+            )
 
 
 async def test_rabbitmq_behind_tls_asks_for_its_password(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def check(counted: dict[str, int]) -> None:
 
 
 def test_a_killed_worker_costs_no_sum_on_sqlite(tmp_path: Path) -> None:
-    counted = run_adder(f"sqlite://{tmp_path}/adder.db", "--seconds", "2", "--timeout", "20")
+    counted = run_adder(f"sqlite://{tmp_path}/adder.db", "--seconds", "6", "--timeout", "20")
 
     check(counted)
     # Another worker has what it held after a second, and everybody waits for twenty.
@@ -58,7 +58,7 @@ def test_a_killed_worker_costs_no_sum_on_a_server(
 ) -> None:
     prefix = f"adder-{secrets.token_hex(4)}"
     broker = with_options(request.getfixturevalue(server), prefix=prefix)
-    counted = run_adder(broker, "--seconds", "2", "--timeout", "20")
+    counted = run_adder(broker, "--seconds", "6", "--timeout", "20")
 
     check(counted)
     assert counted["right"] == counted["asked"]
@@ -66,7 +66,7 @@ def test_a_killed_worker_costs_no_sum_on_a_server(
 
 def test_a_killed_worker_costs_no_more_than_an_answer_in_time_on_kafka(kafka_url: str) -> None:
     # Ten seconds until Kafka misses it: what it held then is answered late, or not in time.
-    counted = run_adder(kafka_url, "--seconds", "4", "--timeout", "3")
+    counted = run_adder(kafka_url, "--seconds", "6", "--timeout", "3")
 
     check(counted)
 

@@ -512,7 +512,7 @@ async def test_listeners_share_one_poller(api: Api, service: FakeService) -> Non
 async def test_nobody_is_polled_for_when_nobody_listens(api: Api, service: FakeService) -> None:
     stream = await listen(api)
     stream.disconnect()
-    await asyncio.wait_for(stream.task, 1)
+    await asyncio.wait_for(stream.task, 10)
     await settle()
     service.ledger.polls = 0
     await service.clock.pass_time(5.0)
@@ -599,7 +599,7 @@ async def test_a_bug_in_the_poller_ends_the_streams(
     stream = await listen(api)
     service.ledger.error = ZeroDivisionError("a bug")
     await service.clock.pass_time(0.2)
-    await asyncio.wait_for(stream.task, 1)
+    await asyncio.wait_for(stream.task, 10)
     assert len(caplog.records) == 1
     service.ledger.error = None
     assert (await listen(api)).status == 200
@@ -609,7 +609,7 @@ async def test_shutdown_ends_all_streams(api: Api) -> None:
     streams = [await listen(api), await listen(api, "/api/campaigns/talk/live")]
     api.shutdown()
     for stream in streams:
-        await asyncio.wait_for(stream.task, 1)
+        await asyncio.wait_for(stream.task, 10)
 
 
 async def test_shutdown_ends_a_stream_whose_client_does_not_read(
@@ -620,7 +620,7 @@ async def test_shutdown_ends_a_stream_whose_client_does_not_read(
     service.ledger.rates.append(("", 7))
     await service.clock.pass_time(0.2)
     api.shutdown()
-    await asyncio.wait_for(stream.task, 3)
+    await asyncio.wait_for(stream.task, 10)
 
 
 async def test_no_stream_begins_after_shutdown(api: Api) -> None:
@@ -640,5 +640,5 @@ async def test_the_end_of_lifespan_is_a_shutdown(api: Api) -> None:
         sent.append(message["type"])
 
     await api({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
-    await asyncio.wait_for(stream.task, 1)
+    await asyncio.wait_for(stream.task, 10)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]

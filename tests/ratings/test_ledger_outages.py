@@ -31,7 +31,7 @@ from tests.ratings.ledger_suite.harness import differences
 from tests.ratings.ledger_suite.submissions import APPLIED, DUPLICATE, apply, rating, ratings
 
 # Seconds within which opening a ledger that cannot be opened has failed.
-OPENING = 5.0
+OPENING = 10.0
 
 Private = Callable[..., contextlib.AbstractContextManager[Server]]
 BOTH: dict[str, Private] = {"postgresql": private_postgresql, "redis": private_redis}
@@ -86,15 +86,22 @@ async def test_a_killed_server_is_met_again_without_a_loss(server: Server) -> No
 async def test_batches_through_kills_are_counted_once(server: Server) -> None:
     async with opened(server.url) as one, opened(server.url) as other:
         done = asyncio.Event()
+        batches = 0
 
         async def write(ledger: Ledger) -> None:
+            nonlocal batches
             for first in range(1, 4_001, 50):
                 await applied_at_last(ledger, first=first, count=50)
+                batches += 1
                 await asyncio.sleep(0.01)
 
         async def kill() -> None:
             while not done.is_set():
+                before = batches
                 await asyncio.sleep(0.4)
+                # By the clock alone a slow machine would get nowhere.
+                while batches < before + 8 and not done.is_set():
+                    await asyncio.sleep(0.01)
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.restart)
 
@@ -123,7 +130,7 @@ async def test_a_paused_server_holds_nobody_up_for_long(server: Server) -> None:
                 began = time.monotonic()
                 with pytest.raises(LedgerUnavailableError):
                     await call()
-                assert time.monotonic() - began < 9.0
+                assert time.monotonic() - began < 15.0
             with pytest.raises(LedgerUnavailableError):
                 await asyncio.wait_for(open_ledger(server.url), OPENING)
         finally:
@@ -144,7 +151,8 @@ async def test_many_reads_of_a_paused_server_all_end(server: Server) -> None:
         finally:
             server.resume()
         assert not waiting
-        assert time.monotonic() - began < 10.0
+        # One after the other they would take forty, and of Redis a hundred.
+        assert time.monotonic() - began < 20.0
         assert all(isinstance(read.exception(), LedgerUnavailableError) for read in done)
 
 
@@ -228,7 +236,7 @@ async def test_a_connection_that_is_cut_is_made_again() -> None:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
             )
-            await applied_at_last(ledger, first=11, count=10, seconds=5)
+            await applied_at_last(ledger, first=11, count=10, seconds=20)
             assert await ledger.last_seq("c") == 20
 
 
@@ -237,14 +245,14 @@ async def test_a_writer_that_stops_in_a_transaction_holds_the_campaign_for_secon
         async with opened(server.url) as ledger:
             await apply(ledger, *ratings(1, 10))
             stopped = await asyncpg.connect(server.url)
+            began = time.monotonic()
             # What a careful batch begins with; then its process is stopped.
             await stopped.execute(
                 "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'; "
                 "SELECT FROM molva_ledger.campaign FOR NO KEY UPDATE"
             )
-            began = time.monotonic()
             assert set(await apply(ledger, *ratings(11, 10))) == {APPLIED}
-            assert time.monotonic() - began > 3.0, "nothing was held: proves nothing"
+            assert time.monotonic() - began > 4.5, "nothing was held: proves nothing"
             stopped.terminate()
 
 
@@ -405,16 +413,33 @@ async def test_ids_are_known_for_the_whole_horizon_and_no_longer_than_needed(
     monkeypatch.setattr("molva.ratings.ledger.redis._SHORTEST_HORIZON", 1)
     with private_redis() as server:
         async with opened(f"{server.url}?horizon=4") as ledger:
-            began = time.monotonic()
-            await apply(ledger, rating(1, 5))
-            while time.monotonic() - began < 3.8:
-                assert await apply(ledger, rating(1, 5)) == [DUPLICATE]
-                await asyncio.sleep(0.2)
+            # Whoever asks too late, because a process stood still, learns nothing: a new id.
+            for id_ in (1, 2, 3):
+                if await seconds_known(ledger, id_, at_least=3.5, horizon=4.0) >= 3.5:
+                    break
+            else:
+                pytest.fail("three times too slow to ask within the horizon")
             # Four stretches of a second and the one in which it came.
             await asyncio.sleep(2.5)
             async with Redis.from_url(server.url) as client:
                 assert await client.keys("molva:*:ids:*") == []
-            assert await apply(ledger, rating(1, 5)) == [APPLIED]
+            assert await apply(ledger, rating(id_, 5)) == [APPLIED]
+
+
+async def seconds_known(ledger: Ledger, id_: int, *, at_least: float, horizon: float) -> float:
+    """Apply a rating again and again; return when it was last found known for certain."""
+    began = time.monotonic()
+    known = 0.0
+    assert await apply(ledger, rating(id_, 5)) == [APPLIED]
+    while known < at_least:
+        found = await apply(ledger, rating(id_, 5))
+        passed = time.monotonic() - began
+        if passed >= horizon:
+            break
+        assert found == [DUPLICATE]
+        known = passed
+        await asyncio.sleep(0.2)
+    return known
 
 
 async def test_a_horizon_that_is_too_short_is_refused() -> None:

@@ -66,13 +66,22 @@ class TestStarting:
         molva = start_molva()
 
         wait_until(lambda: f"http://localhost:{molva.port}/" in molva.log)
-        assert "survive: kill, power" in molva.log
+        wait_until(lambda: "survive: kill, power" in molva.log)
 
     def test_a_second_up_on_the_same_data_is_refused(self, start_molva: StartMolva) -> None:
         molva = start_molva()
-        second = start_molva(data=molva.data, ready=False)
+        # Refused at once: whoever waits for the lock does so for ten seconds. A busy machine may
+        # take as long to start a process, but not three times.
+        for _ in range(3):
+            started = time.monotonic()
+            second = start_molva(data=molva.data, ready=False)
+            code = second.process.wait(60)
+            seconds = time.monotonic() - started
+            if seconds < 10:
+                break
 
-        assert second.process.wait(10) == 4
+        assert code == 4
+        assert seconds < 10
         assert "in use by another molva" in second.log
         assert molva.request("POST", "/rate?rate=7")[0] == 202
 
@@ -82,7 +91,7 @@ class TestStarting:
         molva = start_molva()
         second = start_molva(data=tmp_path / "other", port=molva.port, ready=False)
 
-        assert second.process.wait(10) == 4
+        assert second.process.wait(30) == 4
         assert "cannot listen" in second.log
         assert "is up" not in second.log
 
@@ -101,20 +110,20 @@ class TestStarting:
 
         again = start_molva(data=molva.data, ready=False)
 
-        assert again.process.wait(10) == 5
+        assert again.process.wait(30) == 5
         assert "version 999" in again.log
         assert path.read_bytes() == before
 
     def test_a_promise_that_is_not_met_is_refused(self, start_molva: StartMolva) -> None:
         molva = start_molva("--survive", "node", ready=False)
 
-        assert molva.process.wait(10) == 6
+        assert molva.process.wait(30) == 6
         assert "node" in molva.log
 
     def test_a_broker_of_one_process_is_refused(self, start_molva: StartMolva) -> None:
         molva = start_molva("--broker", "memory://x", ready=False)
 
-        assert molva.process.wait(10) == 2
+        assert molva.process.wait(30) == 2
         assert "lives in one process" in molva.log
 
     def test_a_host_may_be_a_name(self, start_molva: StartMolva) -> None:
@@ -126,7 +135,7 @@ class TestStarting:
     def test_a_host_that_is_not_ours_is_refused(self, start_molva: StartMolva) -> None:
         molva = start_molva("--host", "nowhere.invalid", ready=False)
 
-        assert molva.process.wait(10) == 4
+        assert molva.process.wait(30) == 4
         assert "cannot listen on nowhere.invalid" in molva.log
 
     def test_a_data_folder_may_have_an_odd_name(
@@ -139,6 +148,7 @@ class TestStarting:
 
 
 class TestRunning:
+    @pytest.mark.timed
     def test_idle_it_is_small_and_uses_no_cpu(self, start_molva: StartMolva) -> None:
         molva = start_molva()
         molva.request("POST", "/rate?rate=7")
@@ -196,7 +206,7 @@ class TestRunning:
 
         molva.process.kill()
 
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=30)
         assert alive == []
         # And the folder is free again, without any cleaning up by hand.
         assert start_molva(data=molva.data).request("POST", "/rate?rate=7")[0] == 202
@@ -226,20 +236,28 @@ class TestSeveralProcesses:
             assert molva.request("POST", f"/rate?rate={number % 11}")[0] == 202
 
         assert molva.wait_counted(60)["count"] == 60
+        # A process that stands still for a second is left out of a scrape.
+        wait_until(lambda: sum(accepted_by_process(molva).values()) == 60)
         shares = accepted_by_process(molva)
-        assert sum(shares.values()) == 60
         assert len([share for share in shares.values() if share]) >= 2, shares
 
     def test_one_scrape_tells_of_all_and_of_the_broker_once(self, start_molva: StartMolva) -> None:
         molva = start_molva("--processes", "2")
         wait_until(lambda: molva.log.count("molva serve: http") == 2)
 
-        scrapes = [molva.request("GET", "/metrics")[2].decode() for _ in range(8)]
+        told_of_all: set[str] = set()
 
-        for text in scrapes:
+        def both_told_of_all() -> bool:
+            text = molva.request("GET", "/metrics")[2].decode()
             assert text.count("# TYPE molva_ratings_accepted_total counter") == 1
-            assert text.count("process_resident_memory_bytes{process=") == 2
             assert text.count("\nmolva_queue_capacity 1e+06") == 1
+            processes = re.findall(r'^process_resident_memory_bytes{process="(\d)"}', text, re.M)
+            # Whoever is asked comes first. It leaves out one that stands still for a second.
+            if sorted(processes) == ["1", "2"]:
+                told_of_all.add(processes[0])
+            return len(told_of_all) == 2
+
+        wait_until(both_told_of_all)
 
     def test_a_killed_one_is_started_again_while_the_others_serve(
         self, start_molva: StartMolva
@@ -250,7 +268,7 @@ class TestSeveralProcesses:
         victim, _ = serving = http_processes(molva)
 
         victim.kill()
-        victim.wait(5)
+        victim.wait(30)
 
         assert molva.request("POST", "/rate?rate=3")[0] == 202
         wait_until(lambda: molva.log.count("molva serve: http") == 3)
@@ -267,7 +285,7 @@ class TestSeveralProcesses:
                 data=tmp_path / "other", ready=False,
             )  # fmt: skip
 
-            assert second.process.wait(10) == 4
+            assert second.process.wait(30) == 4
             assert "cannot listen" in second.log
 
 
@@ -339,7 +357,7 @@ class TestBadRequests:
         seconds = time.monotonic() - started
 
         assert statuses == [202] * 50
-        assert seconds < 5
+        assert seconds < 9, "until the slow ones were given up, after ten"
         slow[0].settimeout(15)
         assert b" 408 " in slow[0].recv(65_536).partition(b"\r\n")[0]
         for connection in slow:
@@ -432,7 +450,7 @@ class TestStopping:
     ) -> None:
         molva = start_molva()
         with sending(molva, 4) as senders:
-            time.sleep(1.0)
+            wait_until(lambda: sum(len(sender.accepted) for sender in senders) > 50)
             started = time.monotonic()
             molva.process.send_signal(number)
             code = molva.process.wait(12)
@@ -441,7 +459,6 @@ class TestStopping:
         assert code == 0, molva.log
         assert seconds < 10
         accepted = sum(len(sender.accepted) for sender in senders)
-        assert accepted > 50
         again = start_molva(data=molva.data)
         # What was under way when it stopped may be counted too, at most one a sender.
         assert accepted <= again.wait_counted(accepted)["count"] <= accepted + len(senders)
@@ -453,7 +470,7 @@ class TestStopping:
             assert b"text/event-stream" in stream.recv(65_536)
             started = time.monotonic()
             assert molva.stop() == 0
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 7.5, "until they were cut off, after eight"
 
 
 class TestStorageTrouble:
@@ -554,7 +571,7 @@ class TestDeadLetters:
         assert molva.request("POST", "/rate?rate=9")[0] == 202
 
         assert molva.wait_counted(2)["distribution"] == {"7": 1, "9": 1}
-        assert "its id was used for another rating" in molva.log
+        wait_until(lambda: "its id was used for another rating" in molva.log)
 
 
 def _slowness() -> float:

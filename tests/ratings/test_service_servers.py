@@ -26,8 +26,8 @@ PAIRS = [
     pytest.param(private_redis, private_postgresql, 12.0, id="redis-postgresql"),
 ]
 # Seconds within which every request must have its answer: what a broker has for storing, 10 s,
-# and a busy machine.
-LONGEST_ANSWER = 12.0
+# and a machine so busy that processes stand still. Who asks waits for longer.
+LONGEST_ANSWER = 20.0
 # Bytes by which a process may grow while a server is away.
 GROWTH = 40_000_000
 
@@ -145,7 +145,9 @@ def test_a_broker_that_is_killed_costs_503s_and_nothing_else(
             broker.kill()
             away_until = time.monotonic() + away
             grown = 0
-            while time.monotonic() < away_until:
+            while time.monotonic() < away_until or (
+                not load.refused and time.monotonic() < away_until + 30.0
+            ):
                 time.sleep(0.5)
                 now = processes(molva)
                 grown = max(grown, *(now.get(pid, 0) - size for pid, size in before.items()))
@@ -259,5 +261,5 @@ def test_a_promise_that_the_ledger_does_not_keep_is_refused(
 ) -> None:
     with private_redis(appendfsync="everysec") as server:
         molva = start_molva("--ledger", server.url, "--survive", "power", ready=False)
-        assert molva.process.wait(20) == 6
+        assert molva.process.wait(30) == 6
         assert "ledger: nothing" in molva.log

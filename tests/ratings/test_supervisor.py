@@ -58,6 +58,11 @@ def unready() -> Iterator[int]:
     os.close(writer)
 
 
+def until(name: str) -> str:
+    """Return the command that waits for a file."""
+    return f"while ! test -e {name}; do sleep 0.02; done"
+
+
 def run(*scripts: str, ready: int | None, on_ready: Callable[[], None] = lambda: None) -> int:
     children = [Child(f"child {at}", [script]) for at, script in enumerate(scripts)]
     return Supervisor(children, inherit=(), environment={}, fatal=frozenset({2})).run(
@@ -65,8 +70,8 @@ def run(*scripts: str, ready: int | None, on_ready: Callable[[], None] = lambda:
     )
 
 
-# Fails once for an unknown reason, after a while, and stops everything the second time.
-FAILS_ONCE = f"if test -e flag; then {STOP}; fi; touch flag; sleep 0.4; exit 1"
+# Fails once for an unknown reason, after ``{wait}``, and stops everything the second time.
+FAILS_ONCE = f"if test -e flag; then {STOP}; fi; touch flag; {{wait}}; exit 1"
 
 
 class TestUnknownFailures:
@@ -74,7 +79,12 @@ class TestUnknownFailures:
         assert run("sleep 10", "exit 1", ready=unready) == 1
 
     def test_after_that_the_child_is_started_again(self, ready: int) -> None:
-        assert run(FAILS_ONCE, ready=ready) == 0
+        def on_ready() -> None:
+            Path("called").touch()
+
+        script = FAILS_ONCE.format(wait=until("called"))
+
+        assert run(script, ready=ready, on_ready=on_ready) == 0
 
     def test_where_nothing_tells_one_at_once_ends_everything(self) -> None:
         assert run("sleep 10", "exit 1", ready=None) == 1
@@ -84,7 +94,7 @@ class TestUnknownFailures:
     ) -> None:
         monkeypatch.setattr(supervisor, "_WELL_SECONDS", 0.2)
 
-        assert run(FAILS_ONCE, ready=None) == 0
+        assert run(FAILS_ONCE.format(wait="sleep 0.4"), ready=None) == 0
 
     def test_another_code_is_started_again_before_the_service_was_ready(self, unready: int) -> None:
         assert run(f"if test -e flag; then {STOP}; fi; touch flag; exit 3", ready=unready) == 0
@@ -93,16 +103,20 @@ class TestUnknownFailures:
 def test_a_child_that_cannot_be_started_is_tried_again(
     ready: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = subprocess.Popen
+    start, tries = subprocess.Popen, 0
 
     def popen(arguments: list[str], **options: object) -> object:
+        nonlocal tries
         if arguments[-1] == "bad":
+            tries += 1
+            if tries == 3:
+                Path("enough").touch()
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return start(arguments, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess, "Popen", popen)
 
-    assert run("bad", f"sleep 0.9; {STOP}", ready=ready) == 0
+    assert run("bad", f"{until('enough')}; {STOP}", ready=ready) == 0
 
     said = capsys.readouterr().err
     assert "child 0 could not be started" in said
@@ -115,9 +129,10 @@ def test_a_failing_on_ready_ends_nothing(ready: int, capsys: pytest.CaptureFixtu
 
     def on_ready() -> None:
         called.append(True)
+        Path("called").touch()
         raise BrokenPipeError("nobody reads")
 
-    assert run(f"sleep 0.3; {STOP}", ready=ready, on_ready=on_ready) == 0
+    assert run(f"{until('called')}; {STOP}", ready=ready, on_ready=on_ready) == 0
     assert called == [True]
     assert "nobody reads" in capsys.readouterr().err
 

@@ -73,6 +73,10 @@ _EAGER_PAGES: Final = 30
 # Seconds that a sync takes longer where a cut is to fall between a write and its sync.
 _SLOW_SYNC: Final = 0.01
 
+# Seconds for which a cut waits until something was accepted since the one before: without,
+# there is nothing that it could take away.
+_FIRST_ACCEPTED: Final = 10.0
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -306,6 +310,10 @@ class _Round:
         while self._report.cuts < config.cuts:
             accepted = self._history.accepted
             await asyncio.sleep(self._random.uniform(0.2, 0.9))
+            # A busy machine may need longer than that for the first one.
+            deadline = time.monotonic() + _FIRST_ACCEPTED
+            while self._history.accepted == accepted and time.monotonic() < deadline:
+                await asyncio.sleep(0.005)
             load.check()
             if self._history.accepted == accepted:
                 self._report.vacuous.append("nothing was accepted between two cuts")

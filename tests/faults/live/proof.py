@@ -174,9 +174,19 @@ async def _send_all_again(
 
 async def _send_over_http(port: int, ratings: Sequence[Told]) -> list[str]:
     for told in ratings:
-        status, answer = await request(port, told.request)
-        if status != 202:
-            return [f"{told.id.hex()}, sent once more, was answered with {status}: {answer!r}"]
+        deadline = time.monotonic() + _DRAIN
+        while True:
+            answer: object
+            try:
+                status, answer = await request(port, told.request)
+            except (OSError, TimeoutError) as error:
+                status, answer = 0, error
+            if status == 202:
+                break
+            # No answer, or "later": a busy machine may do that. A client sends the same again.
+            if 0 < status < 500 or time.monotonic() > deadline:
+                return [f"{told.id.hex()}, sent once more, was answered with {status}: {answer!r}"]
+            await asyncio.sleep(0.5)
     return []
 
 

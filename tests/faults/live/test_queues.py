@@ -8,6 +8,7 @@ import pytest
 from tests.faults.live.queue_judge import DeadOne, Event, judge_queue
 from tests.faults.live.queues import QueueConfig, run_queue
 
+SEED = 20_26
 ID = "aa"
 
 
@@ -87,10 +88,14 @@ def test_a_producers_messages_out_of_order_are_named() -> None:
 
 
 async def test_a_queue_keeps_its_promises_under_faults(tmp_path: Path) -> None:
-    report = await run_queue(QueueConfig(seed=20_26, seconds=4.0), tmp_path / "run")
+    # As in test_live: a round in which a busy machine let too little happen is done again.
+    for seed in range(SEED, SEED + 3):
+        report = await run_queue(QueueConfig(seed, seconds=4.0), tmp_path / str(seed))
+        shown = json.dumps(report.shown(), indent=1)
+        assert report.violations == [], shown
+        if not report.vacuous:
+            break
 
-    shown = json.dumps(report.shown(), indent=1)
-    assert report.violations == [], shown
     assert report.vacuous == [], shown
 
 

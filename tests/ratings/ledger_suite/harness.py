@@ -91,7 +91,7 @@ async def assert_sound(ledger: Ledger, *, last_seq: int, campaign: str = "c") ->
 # far it came. Each rating comes with a comment: two entries.
 _WRITER: Final = """
 import asyncio, sys
-from molva.ratings.ledger import open_ledger
+from molva.ratings.ledger import LedgerUnavailableError, open_ledger
 from molva.ratings.rating import Rating, Submission
 
 async def main():
@@ -102,7 +102,12 @@ async def main():
             Submission(i.to_bytes(16, "big"), Rating("c", 1, i % 11, f"item-{i % 3}", "so"))
             for i in range(at, min(at + size, end))
         ]
-        await ledger.apply(batch, applied_at_us=1)
+        while True:
+            try:
+                await ledger.apply(batch, applied_at_us=1)
+                break
+            except LedgerUnavailableError:  # as a worker does
+                await asyncio.sleep(0.1)
         at += len(batch)
         print(at, flush=True)
     await ledger.close()
