@@ -18,6 +18,7 @@ from molva.messaging import (
     DeadLetter,
     Delivery,
     IncompatibleBrokerError,
+    InUseError,
     InvalidURLError,
     LeaseLostError,
     Message,
@@ -25,6 +26,7 @@ from molva.messaging import (
     QueueFullError,
     QueueNotFoundError,
     SendManyError,
+    Subscription,
     Topic,
     UnavailableError,
     open_queue,
@@ -463,6 +465,42 @@ async def test_two_who_look_at_dead_letters_at_once_both_see_all(url: str) -> No
     assert [[letter.message.body for letter in letters] for letters in found] == [expected] * 4
     await one.close()
     await two.close()
+
+
+async def test_a_subscription_whose_worker_is_busy_cannot_be_removed(url: str) -> None:
+    named = with_options(url, topic="t", subscription="s")
+    async with await open_topic(with_options(url, topic="t")) as topic:
+        async with await open_subscription(named) as worker:
+            await topic.send(Message(b"1"))
+            [held] = await take(worker, 1)
+            await asyncio.sleep(0.5)  # it is not subscribed any more
+
+            with pytest.raises(InUseError, match="'s' is being consumed; stop its consumers"):
+                await topic.remove_subscription("s")
+
+            await held.ack()
+        assert await topic.remove_subscription("s")
+
+
+async def test_a_subscription_whose_worker_receives_now_and_then_cannot_be_removed(
+    url: str,
+) -> None:
+    named = with_options(url, topic="t", subscription="s")
+
+    async def work(worker: Subscription) -> None:
+        while True:
+            await worker.receive(wait=0.2)
+            await asyncio.sleep(0.4)
+
+    async with (
+        await open_topic(with_options(url, topic="t")) as topic,
+        await open_subscription(named) as worker,
+    ):
+        working = asyncio.create_task(work(worker))
+        for _ in range(3):
+            with pytest.raises(InUseError):
+                await topic.remove_subscription("s")
+        working.cancel()
 
 
 # What is kept, counted, given back --------------------------------------------------------------

@@ -53,7 +53,7 @@ from molva.messaging.drivers._amqp_messages import (
 )
 from molva.messaging.drivers._amqp_options import Names
 from molva.messaging.drivers._amqp_sender import AMQPSender, Parcel, RefusedError
-from molva.messaging.drivers._amqp_topology import Ladder, asked, ready_in
+from molva.messaging.drivers._amqp_topology import Ladder, asked, consumers_of, ready_in
 from molva.messaging.errors import InUseError, MessagingError, UnavailableError
 
 __all__ = ["AMQPConsumer"]
@@ -600,14 +600,8 @@ class AMQPConsumer:
             return await purge_dead(self._link, self.names)
         await self._shielded(self._unsubscribe())
         await self._shielded(self._synced())
-        # One that was ended is counted for as long as something is held of what it was sent.
         own = len({one.consumer for one in self._held.values()})
-
-        async def look(channel: Channel) -> int:
-            found = await channel.queue_declare(self.names.main, passive=True)
-            return found.consumer_count or 0
-
-        if await asked(look, self._link) > own:
+        if await asked(lambda channel: consumers_of(channel, self.names.main), self._link) > own:
             raise InUseError(
                 f"{self._link.address}: other consumers hold what waits in {self.names.main!r}; "
                 "stop them first"

@@ -27,6 +27,7 @@ from molva.messaging.drivers._amqp_link import ANSWER, AMQPLink, translated
 from molva.messaging.drivers._amqp_options import Names
 from molva.messaging.errors import (
     IncompatibleBrokerError,
+    InUseError,
     InvalidURLError,
     QueueNotFoundError,
     TopicNotFoundError,
@@ -41,6 +42,7 @@ __all__ = [
     "QueueShape",
     "Topology",
     "asked",
+    "consumers_of",
     "ready_in",
     "written_down",
 ]
@@ -66,6 +68,14 @@ NEW_QUEUE = 1.5
 # number RabbitMQ 4 does it after 20, also where nobody has looked at it; and with one a message
 # that comes back stays near the head. Ours is counted in the messages.
 _UNLIMITED: Final = 2_000_000_000
+
+# Seconds for which who has closed may still be counted as a consumer, where the disk is slow.
+_CLOSED: Final = 0.3
+# Looks at a subscription, and seconds before each, until it is taken for one that nobody consumes:
+# consumers are subscribed while they receive, or hold something. Fewer, and it is removed under
+# the hands of a busy process; more, and whoever removes waits.
+_LIFE_LOOKS: Final = 8
+_LIFE_PAUSE: Final = 0.1
 
 # How the server tells with what a queue was made: by the first argument that is not the same.
 _CAPACITY: Final = re.compile(r"'x-max-length'.*current is (?:the value )?'(\d+)'")
@@ -228,9 +238,16 @@ class Topology:
         async with self._looking() as channel:
             await channel.queue_declare(names.dead, durable=True, arguments=_QUORUM)
 
-    async def remove(self, names: Names) -> bool:
-        """Remove a subscription's queues; return whether there was one."""
+    async def remove(self, subscription: str, names: Names) -> bool:
+        """Remove a subscription's queues; return whether there was one.
+
+        Raises:
+            InUseError: Somebody consumes it.
+        """
         there = await self._is_there(names.main)
+        if there:
+            await self._check_unused(subscription, names.main)
+        # Not ``if_unused``, which quorum queues do not know.
         async with self._looking() as channel:
             await channel.queue_delete(names.main)
             await channel.queue_delete(names.dead)
@@ -238,6 +255,16 @@ class Topology:
                 await channel.exchange_delete(names.later(step))
                 await channel.queue_delete(names.later(step))
         return there
+
+    async def _check_unused(self, subscription: str, queue: str) -> None:
+        await asyncio.sleep(_CLOSED)
+        for _ in range(_LIFE_LOOKS):
+            await asyncio.sleep(_LIFE_PAUSE)
+            if await asked(lambda channel: consumers_of(channel, queue), self._link):
+                raise InUseError(
+                    f"{self._shown}: subscription {subscription!r} is being consumed; stop its "
+                    "consumers, then remove it"
+                )
 
     @contextlib.asynccontextmanager
     async def _looking(self) -> AsyncIterator[Channel]:
@@ -362,6 +389,18 @@ async def ready_in(channel: Channel, queue: str) -> int | None:
         return None
     assert isinstance(found, Queue.DeclareOk)
     return found.message_count or 0
+
+
+async def consumers_of(channel: Channel, queue: str) -> int:
+    """Return how many consumers a queue has; 0 where there is no queue.
+
+    One that was ended is counted for as long as something is held of what it was sent.
+    """
+    try:
+        found = await channel.queue_declare(queue, passive=True)
+    except ChannelNotFoundEntity:
+        return 0
+    return found.consumer_count or 0
 
 
 async def asked(call: Callable[[Channel], Awaitable[T]], link: AMQPLink) -> T:

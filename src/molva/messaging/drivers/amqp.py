@@ -287,9 +287,9 @@ class AMQPTopic:
             raise
 
     async def remove_subscription(self, subscription: str) -> bool:
-        """Remove a subscription's queues."""
+        """Remove the queues of a subscription that nobody consumes."""
         names = Names.of_subscription(self._prefix, self._topic, subscription)
-        return await self._topology.remove(names)
+        return await self._topology.remove(subscription, names)
 
     async def close(self) -> None:
         """Let go of the server."""
