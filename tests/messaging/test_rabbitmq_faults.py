@@ -1,6 +1,7 @@
 """RabbitMQ servers that are wrong, full, gone, or come back; and what others do to our queues."""
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -349,6 +350,17 @@ async def test_what_is_settled_side_by_side_is_settled_as_it_was_told(url: str) 
         assert await nacking == [Outcome.SETTLED] * len(failed)
         assert acked == [Outcome.SETTLED]
         assert sorted(bodies(await take(queue, len(failed)))) == sorted(bodies(failed))
+
+
+async def test_what_is_settled_twice_in_a_call_is_settled_once(url: str) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send_many([Message(b"1"), Message(b"2")])
+        one, two = [delivery.token for delivery in await take(queue, 2)]
+        told = [(one, Action.ACK), (one, Action.RETURN), (two, Action.RETURN)]
+        found = await queue._driver.settle_batch([Settlement(*each) for each in told])
+        assert found == [Outcome.SETTLED, Outcome.LEASE_LOST, Outcome.SETTLED]
+        assert bodies(await take(queue, 1)) == [b"2"]
+        assert await queue.receive(wait=0.3) == []
 
 
 async def test_somebody_elses_message_is_not_acknowledged_with_others(
@@ -709,6 +721,84 @@ async def test_a_full_memory_refuses_what_is_sent_in_time_and_lets_consumers_go_
             found: list[bytes] = []
             while b"again" not in found:
                 found += bodies(await queue.receive(10))
+
+
+async def test_what_a_full_memory_does_not_let_store_goes_back_and_holds_up_no_ack(
+    own: Server,
+) -> None:
+    url = with_options(own_url(own), queue="q")
+    async with await open_queue(url) as queue, await open_queue(url) as other:
+        await queue.send_many([Message(b"%d" % n) for n in range(4)])
+        held = await take(queue, 4)
+        await control(own, "set_vm_memory_high_watermark", "0.00001")
+        try:
+            with contextlib.suppress(UnavailableError):
+                while True:  # the first after the alarm is still taken
+                    await queue.send(Message(b"more"))
+            kinds = (Action.ACK, Action.REJECT, Action.NACK, Action.RETURN)
+            settlements = [
+                Settlement(one.token, kind, delay=0.1 * (kind is Action.NACK), reason="bad")
+                for one, kind in zip(held, kinds, strict=True)
+            ]
+            settling = asyncio.create_task(queue._driver.settle_batch(settlements))
+            await asyncio.sleep(1.0)
+            # The first is done with while the others still wait for the server.
+            [late] = await queue._driver.extend_batch([held[0].token], 1.0)
+            assert (late, settling.done()) == (Outcome.LEASE_LOST, False)
+
+            lost, settled = Outcome.LEASE_LOST, Outcome.SETTLED
+            assert await settling == [settled, lost, settled, settled]
+
+            found: list[bytes] = []
+            async with asyncio.timeout(PATIENCE):
+                while not {b"1", b"2", b"3"} <= set(found):
+                    found += bodies(await other.receive(10))
+            assert b"0" not in found
+        finally:
+            await control(own, "set_vm_memory_high_watermark", "0.4")
+
+
+@pytest.mark.parametrize("discipline", ["fifo", "priority"])
+async def test_a_dead_letter_that_cannot_be_stored_comes_again_until_it_can(
+    url: str,
+    discipline: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish = AMQPSender.publish
+    is_away = True
+
+    async def perhaps(self: AMQPSender, parcels: Sequence[Parcel]) -> list[Exception | None]:
+        if is_away and any(parcel.routing_key.endswith(".dead") for parcel in parcels):
+            raise UnavailableError("away")
+        return await publish(self, parcels)
+
+    monkeypatch.setattr(AMQPSender, "publish", perhaps)
+    async with await open_queue(with_options(url, queue="q", discipline=discipline)) as queue:
+        expired = Message(b"old", ttl=0.01)
+        await queue.send_many([expired, Message(b"bad"), Message(b"good")])
+        await asyncio.sleep(0.05)
+        found: dict[bytes, Delivery] = {}
+        async with asyncio.timeout(PATIENCE):
+            while len(found) < 2:
+                found |= {one.message.body: one for one in await queue.receive(3, wait=1.0)}
+        await found[b"good"].ack()
+        with pytest.raises(LeaseLostError):
+            await found[b"bad"].reject("bad")
+        [again] = await take(queue, 1)
+        assert (again.message.body, again.attempt) == (b"bad", 1)
+        assert not any("became a dead letter" in line for line in caplog.messages)
+        is_away = False
+        await again.reject("bad")
+        letters: list[DeadLetter] = []
+        async with asyncio.timeout(PATIENCE):
+            while len(letters) < 2:
+                assert await queue.receive(1, wait=0.2) == []
+                letters = await queue.dead_letters()
+        assert {letter.message.body for letter in letters} == {b"old", b"bad"}
+        lines = [one for one in caplog.records if "could not be stored" in one.getMessage()]
+        assert all(hasattr(one, "message_id") for one in lines)
+        assert lines
 
 
 async def test_a_server_that_hangs_fails_sends_in_time(own: Server) -> None:
