@@ -300,6 +300,69 @@ async def test_a_queue_that_was_deleted_is_made_anew_and_the_log_says_so(
         assert any("had been removed" in line for line in caplog.messages)
 
 
+async def test_a_queue_of_dead_letters_that_was_deleted_is_made_anew(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send(Message(b"bad"))
+        [delivery] = await take(queue, 1)
+        await raw.queue_delete(f"{main_queue(url)}.dead")
+        await delivery.reject("bad")
+        assert [letter.message.body for letter in await queue.dead_letters()] == [b"bad"]
+
+        await raw.queue_delete(f"{main_queue(url)}.dead")
+        about = aiormq.spec.Basic.Properties(message_id="none of ours")
+        await raw.basic_publish(b"foreign", routing_key=main_queue(url), properties=about)
+        letters: list[DeadLetter] = []
+        async with asyncio.timeout(PATIENCE):
+            while not letters:
+                assert await queue.receive(1, wait=0.3) == []
+                with contextlib.suppress(UnavailableError):
+                    letters = await queue.dead_letters()
+        assert [letter.message.body for letter in letters] == [b"foreign"]
+
+
+@pytest.mark.parametrize("kind", ["queue", "exchange"])
+async def test_a_ladder_that_was_deleted_is_made_anew(
+    url: str, raw: aiormq.abc.AbstractChannel, kind: str
+) -> None:
+    delete = raw.queue_delete if kind == "queue" else raw.exchange_delete
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send(Message(b"1", delay=0.1))
+        [delivery] = await take(queue, 1)
+        await delete(f"{main_queue(url)}.later.1")
+        await delivery.nack(delay=0.1)
+        [delivery] = await take(queue, 1)
+        assert delivery.attempt == 2
+        await delete(f"{main_queue(url)}.later.1")
+        await queue.send(Message(b"2", delay=0.1))
+        assert bodies(await take(queue, 1)) == [b"2"]
+
+
+async def test_what_was_sent_before_an_exchange_was_missed_is_not_sent_twice(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send(Message(b"warm", delay=0.1))
+        [delivery] = await take(queue, 1)
+        await delivery.ack()
+        await raw.exchange_delete(f"{main_queue(url)}.later.1")
+        plain = [Message(b"%d" % n) for n in range(50)]
+        failures: dict[int, Exception] = {}
+        try:
+            await queue.send_many([*plain, Message(b"later", delay=0.1)])
+        except SendManyError as error:
+            failures.update(error.failures)
+        # Whether the server has these is not known.
+        assert all(isinstance(problem, UnavailableError) for problem in failures.values())
+        assert 50 not in failures
+        found: list[bytes] = []
+        while some := await queue.receive(100, wait=1.0):
+            found += bodies(some)
+        assert len(found) == len(set(found))
+        assert b"later" in found
+
+
 async def test_a_queue_that_was_deleted_stays_so_where_none_may_be_made(
     url: str, raw: aiormq.abc.AbstractChannel
 ) -> None:

@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from aiormq.abc import DeliveredMessage
@@ -54,7 +54,7 @@ from molva.messaging.drivers._amqp_messages import (
     received,
 )
 from molva.messaging.drivers._amqp_options import Names
-from molva.messaging.drivers._amqp_sender import AMQPSender, Parcel, RefusedError
+from molva.messaging.drivers._amqp_sender import AMQPSender, Parcel, RefusedError, Restore
 from molva.messaging.drivers._amqp_topology import Ladder, asked, consumers_of, ready_in
 from molva.messaging.errors import (
     InUseError,
@@ -123,7 +123,7 @@ class AMQPConsumer:
         capabilities: Capabilities,
         counts: bool,
         prefetch: int | None,
-        restore: Callable[[], Awaitable[object]],
+        restore: Restore,
         clock: Clock,
     ) -> None:
         self.capabilities: Final = capabilities
@@ -265,14 +265,18 @@ class AMQPConsumer:
 
     async def _restored(self) -> None:
         """Make again what somebody has removed, or raise that it is missing."""
-        await self._restore()
-        self.ladder.forget()
+        await self.make_again()
         self._log.warning(
             "%s: %s had been removed and is made anew; what was in it is lost",
             self._link.address,
             self.names.main,
         )
         self._came.set()
+
+    async def make_again(self) -> None:
+        """Make again what is missing: the queue, its dead letters, its delays."""
+        await self._restore()
+        await self.ladder.restore()
 
     async def _unsubscribe(self) -> None:
         async with self._subscribing:
@@ -500,7 +504,8 @@ class AMQPConsumer:
             UnsupportedFeatureError: A delay is too long: the caller's mistake, who holds on.
         """
         try:
-            return await self._sender.publish(await self._parcels(settlements))
+            parcels = await self._parcels(settlements)
+            return await self._sender.publish_surely(parcels, self.make_again)
         except UnsupportedFeatureError:
             raise
         except MessagingError as error:
@@ -603,7 +608,8 @@ class AMQPConsumer:
         # As long as it is ours: when the channel ends it goes back, and comes to whoever is next.
         while epoch == self._epoch:
             try:
-                [problem] = await self._sender.publish([Parcel(packed, "", self.names.dead)])
+                parcel = Parcel(packed, "", self.names.dead)
+                [problem] = await self._sender.publish_surely([parcel], self.make_again)
             except UnavailableError as error:
                 problem = error
             channel = self._channel

@@ -170,7 +170,7 @@ class Topology:
                     "and create=never was asked"
                 )
             return False
-        await self._dead(names)
+        is_new |= await self._dead(names)
         async with self._looking() as channel:
             await channel.queue_declare(
                 names.main, durable=True, arguments=QueueShape().arguments(names.dead)
@@ -191,7 +191,7 @@ class Topology:
             raise QueueNotFoundError(
                 f"{self._shown}: there is no queue {name!r}, and create=never was asked"
             )
-        await self._dead(names)
+        is_new |= await self._dead(names)
         shape = QueueShape(discipline == "priority", capacity)
         tried: set[QueueShape] = set()
         # What a queue was made with is no mistake of who does not ask for anything else.
@@ -234,9 +234,12 @@ class Topology:
         async with self._looking() as channel:
             return await ready_in(channel, queue) is not None
 
-    async def _dead(self, names: Names) -> None:
+    async def _dead(self, names: Names) -> bool:
+        """Find or make the queue of dead letters; return whether it is new."""
+        is_new = not await self._is_there(names.dead)
         async with self._looking() as channel:
             await channel.queue_declare(names.dead, durable=True, arguments=_QUORUM)
+        return is_new
 
     async def remove(self, subscription: str, names: Names) -> bool:
         """Remove a subscription's queues; return whether there was one.
@@ -313,9 +316,12 @@ class Ladder:
                 await self._make(top + 1)
         return self._names.later(top), ".".join(f"{units:b}")
 
-    def forget(self) -> None:
-        """Make the steps again when they are next needed: somebody has removed them."""
-        self._made = 0
+    async def restore(self) -> None:
+        """Make again what somebody has removed of it."""
+        async with self._turn:
+            if self._made:
+                await self._make(self._made)
+                await written_down(is_new=True)
 
     async def purge(self) -> int:
         """Remove all that waits in the ladder; return how much it was."""
