@@ -208,15 +208,15 @@ class Topology:
         if "x-max-length" in problem:
             raise InvalidURLError(
                 f"{self._shown}: capacity={capacity} is refused; queue {name!r} was made with "
-                "another or none, which cannot change: leave it out, or remove the queue"
+                f"another or none, which cannot change: leave it out, or delete {names.main!r}"
             )
         if any(name in problem for name in _OF_ONE_KIND):
             raise InvalidURLError(
                 f"{self._shown}: discipline={discipline or 'fifo'} is refused; queue {name!r} was "
-                "made with another, which cannot change"
+                f"made with another, which cannot change: leave it out, or delete {names.main!r}"
             )
         raise IncompatibleBrokerError(
-            f"{self._shown}: queue {name!r} is there and was made by somebody else: {problem}"
+            f"{self._shown}: queue {name!r} was made by somebody else: {problem}"
         )
 
     async def _declare(self, names: Names, shape: QueueShape) -> str:
