@@ -30,7 +30,10 @@ from molva.messaging import (
     Subscription,
     Topic,
     UnavailableError,
+    _inbox,
     open_queue,
+    open_requester,
+    open_responder,
     open_subscription,
     open_topic,
     with_options,
@@ -109,6 +112,7 @@ async def test_a_server_of_something_else_is_told(redis_url: str) -> None:
         ("amqp://127.0.0.1?prefix=amq.x", "not amq"),
         ("amqp://127.0.0.1?timeout=0", "above 0"),
         ("amqp://127.0.0.1?start=latest", "for a topic"),
+        ("amqp://127.0.0.1?expires=60", "for a topic"),
         ("amqp://127.0.0.1?prefx=x", r"did you mean 'prefix'\?"),
         ("amqps://127.0.0.1?ca=/missing.pem", "missing.pem"),
     ],
@@ -581,6 +585,77 @@ async def test_a_subscription_whose_worker_receives_now_and_then_cannot_be_remov
             with pytest.raises(InUseError):
                 await topic.remove_subscription("s")
         working.cancel()
+
+
+# What requesters leave ------------------------------------------------------------------------
+
+
+_OF_Q = ("queue.q", "queue.q.dead")
+
+
+async def queues(server: Server) -> str:
+    return await control(server, "list_queues", "name", "messages", "--no-table-headers")
+
+
+async def test_what_a_killed_requester_left_expires_and_nothing_of_the_living(
+    own: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_inbox, "_EXPIRES", 1.0)
+    url = own_url(own)
+    requests, replies = (with_options(url, **to) for to in ({"queue": "q"}, {"topic": "replies"}))
+    doomed = await open_requester(requests, replies)
+    async with (
+        await open_requester(requests, replies) as requester,
+        await open_responder(requests) as responder,
+    ):
+
+        async def shout(request: Delivery) -> Message:
+            return Message(request.message.body.upper())
+
+        answering = asyncio.create_task(responder.run(shout))
+        # As if it had been killed: it says nothing more.
+        doomed._listening.cancel()
+        doomed._tidying.cancel()
+        await asyncio.wait((doomed._listening,))
+        assert doomed._inbox._subscription is not None
+        await doomed._inbox._subscription.close()
+        left, kept = doomed._inbox.address, requester._inbox.address
+        assert left in await queues(own)
+        async with asyncio.timeout(4 * PATIENCE):
+            while left in (told := await queues(own)):
+                await asyncio.sleep(0.5)
+
+        assert f"{kept}\t" in told
+        assert (await requester.ask(Message(b"a"), timeout=5.0)).body == b"A"
+        responder.stop()
+        await answering
+    await doomed._inbox._topic.close()
+    await doomed.requests.close()
+
+
+async def test_replies_to_nobody_are_gone_with_the_next_requester(own: Server) -> None:
+    url = own_url(own)
+    requests, replies = (with_options(url, **to) for to in ({"queue": "q"}, {"topic": "replies"}))
+    async with await open_topic(replies) as topic:
+        await topic.send_many([Message(b"late") for _ in range(20)])
+    async with await open_requester(requests, replies) as requester:
+        await eventually(lambda: requester.counters.others == 20)
+    prefix = url.partition("prefix=")[2].partition("&")[0]
+    left = [line for line in (await queues(own)).splitlines() if line.startswith(prefix)]
+    assert sorted(left) == [f"{prefix}.{name}\t0" for name in ("kept.replies", *_OF_Q)]
+
+
+async def test_a_subscription_that_expires_is_opened_as_it_was_made(url: str) -> None:
+    named = with_options(url, topic="t", subscription="s")
+    async with (
+        await open_topic(with_options(url, topic="t")) as topic,
+        await open_subscription(with_options(named, expires="60")) as one,
+        await open_subscription(named) as other,
+    ):
+        await topic.send_many([Message(b"1"), Message(b"2")])
+        assert bodies([*await take(one, 1), *await take(other, 1)]) == [b"1", b"2"]
+        with pytest.raises(IncompatibleBrokerError, match="x-expires"):
+            await open_subscription(with_options(named, expires="61"))
 
 
 # What is kept, counted, given back --------------------------------------------------------------

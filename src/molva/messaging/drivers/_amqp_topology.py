@@ -157,9 +157,12 @@ class Topology:
             )
         return is_new
 
-    async def subscription(self, topic: str, subscription: str, names: Names) -> bool:
+    async def subscription(
+        self, topic: str, subscription: str, names: Names, *, expires: float | None
+    ) -> bool:
         """Find or make the queue of a subscription, which is not bound yet.
 
+        ``expires``: seconds without a consumer after which the server removes a new one.
         Returns whether it is new: then ``written_down`` has to be waited for.
         """
         is_new = not await self._is_there(names.main)
@@ -170,11 +173,8 @@ class Topology:
                     "and create=never was asked"
                 )
             return False
-        is_new |= await self._dead(names)
-        async with self._looking() as channel:
-            await channel.queue_declare(
-                names.main, durable=True, arguments=QueueShape().arguments(names.dead)
-            )
+        is_new |= await self._dead(names, expires=expires)
+        await self._make(names.main, QueueShape().arguments(names.dead), expires=expires)
         return is_new
 
     async def bind(self, names: Names, exchange: str) -> None:
@@ -234,12 +234,22 @@ class Topology:
         async with self._looking() as channel:
             return await ready_in(channel, queue) is not None
 
-    async def _dead(self, names: Names) -> bool:
+    async def _dead(self, names: Names, *, expires: float | None = None) -> bool:
         """Find or make the queue of dead letters; return whether it is new."""
         is_new = not await self._is_there(names.dead)
-        async with self._looking() as channel:
-            await channel.queue_declare(names.dead, durable=True, arguments=_QUORUM)
+        await self._make(names.dead, _QUORUM, expires=expires)
         return is_new
+
+    async def _make(self, queue: str, arguments: dict[str, Any], *, expires: float | None) -> None:
+        if expires is not None:
+            arguments = arguments | {"x-expires": round(expires * 1e3)}
+        try:
+            async with self._looking() as channel:
+                await channel.queue_declare(queue, durable=True, arguments=arguments)
+        except IncompatibleBrokerError as error:
+            # Who does not ask takes it as it was made.
+            if expires is not None or "'x-expires'" not in str(error):
+                raise
 
     async def remove(self, subscription: str, names: Names) -> bool:
         """Remove a subscription's queues; return whether there was one.

@@ -14,6 +14,8 @@ URL:
         later. A topic has no bound.
     ``start``
         ``latest`` leaves to others what was sent while the topic had no subscription.
+    ``expires``
+        Seconds after which the server removes a new subscription that nobody consumes.
     ``prefix``
         What all names begin with. Default ``molva``. Several deployments may share a vhost.
     ``timeout``
@@ -140,7 +142,7 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
 
     async def restore() -> None:
         is_new = await topology.topic(topic, exchange, kept)
-        is_new |= await topology.subscription(topic, subscription, names)
+        is_new |= await topology.subscription(topic, subscription, names, expires=options.expires)
         await written_down(is_new=is_new)
         if url.create == "never":
             return
