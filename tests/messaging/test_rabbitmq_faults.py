@@ -1,6 +1,7 @@
 """RabbitMQ servers that are wrong, full, gone, or come back; and what others do to our queues."""
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -18,6 +19,7 @@ from molva.messaging import (
     DeadLetter,
     Delivery,
     IncompatibleBrokerError,
+    InUseError,
     InvalidURLError,
     LeaseLostError,
     Message,
@@ -25,9 +27,13 @@ from molva.messaging import (
     QueueFullError,
     QueueNotFoundError,
     SendManyError,
+    Subscription,
     Topic,
     UnavailableError,
+    _inbox,
     open_queue,
+    open_requester,
+    open_responder,
     open_subscription,
     open_topic,
     with_options,
@@ -106,6 +112,7 @@ async def test_a_server_of_something_else_is_told(redis_url: str) -> None:
         ("amqp://127.0.0.1?prefix=amq.x", "not amq"),
         ("amqp://127.0.0.1?timeout=0", "above 0"),
         ("amqp://127.0.0.1?start=latest", "for a topic"),
+        ("amqp://127.0.0.1?expires=60", "for a topic"),
         ("amqp://127.0.0.1?prefx=x", r"did you mean 'prefix'\?"),
         ("amqps://127.0.0.1?ca=/missing.pem", "missing.pem"),
     ],
@@ -155,6 +162,7 @@ async def test_a_user_without_rights_is_told_so(own: Server) -> None:
     error = await refusal(f"amqp://mute:pw@127.0.0.1:{own.port}")
     assert isinstance(error, InvalidURLError)
     assert "access to queue" in str(error)
+    assert "'mute' needs the rights to configure, write and read" in str(error)
 
 
 async def test_a_certificate_must_carry_the_hosts_name(tmp_path: Path) -> None:
@@ -175,6 +183,7 @@ async def test_a_certificate_must_carry_the_hosts_name(tmp_path: Path) -> None:
         error = await refusal(with_options(server.url, ca=str(wrong.authority)))
         assert isinstance(error, InvalidURLError)
         assert "certificate is refused" in str(error)
+        assert "ca= names the file" in str(error)
 
 
 async def test_a_server_that_is_too_old_is_told_from_which_version(
@@ -207,8 +216,10 @@ async def test_a_queue_of_somebody_else_under_our_name_is_refused(
 ) -> None:
     await raw.queue_declare(main_queue(url), durable=True, arguments={"x-message-ttl": 1_000})
     error = await refusal(url)
+    # By which argument is not the same, the server says of the first that it finds.
     assert isinstance(error, IncompatibleBrokerError | InvalidURLError)
     assert "'q'" in str(error)
+    assert "or delete" in str(error)
 
 
 async def test_what_a_queue_was_made_with_cannot_change(url: str) -> None:
@@ -219,7 +230,8 @@ async def test_what_a_queue_was_made_with_cannot_change(url: str) -> None:
         assert queue.capacity is None
     with pytest.raises(InvalidURLError, match=r"capacity=6 is refused.*'bounded'"):
         await open_queue(with_options(bounded, capacity="6"))
-    with pytest.raises(InvalidURLError, match="discipline=priority is refused"):
+    refused = r"discipline=priority is refused.*leave it out, or delete 'test-.*queue\.bounded'"
+    with pytest.raises(InvalidURLError, match=refused):
         await open_queue(with_options(bounded, discipline="priority"))
 
 
@@ -297,6 +309,69 @@ async def test_a_queue_that_was_deleted_is_made_anew_and_the_log_says_so(
         assert any("had been removed" in line for line in caplog.messages)
 
 
+async def test_a_queue_of_dead_letters_that_was_deleted_is_made_anew(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send(Message(b"bad"))
+        [delivery] = await take(queue, 1)
+        await raw.queue_delete(f"{main_queue(url)}.dead")
+        await delivery.reject("bad")
+        assert [letter.message.body for letter in await queue.dead_letters()] == [b"bad"]
+
+        await raw.queue_delete(f"{main_queue(url)}.dead")
+        about = aiormq.spec.Basic.Properties(message_id="none of ours")
+        await raw.basic_publish(b"foreign", routing_key=main_queue(url), properties=about)
+        letters: list[DeadLetter] = []
+        async with asyncio.timeout(PATIENCE):
+            while not letters:
+                assert await queue.receive(1, wait=0.3) == []
+                with contextlib.suppress(UnavailableError):
+                    letters = await queue.dead_letters()
+        assert [letter.message.body for letter in letters] == [b"foreign"]
+
+
+@pytest.mark.parametrize("kind", ["queue", "exchange"])
+async def test_a_ladder_that_was_deleted_is_made_anew(
+    url: str, raw: aiormq.abc.AbstractChannel, kind: str
+) -> None:
+    delete = raw.queue_delete if kind == "queue" else raw.exchange_delete
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send(Message(b"1", delay=0.1))
+        [delivery] = await take(queue, 1)
+        await delete(f"{main_queue(url)}.later.1")
+        await delivery.nack(delay=0.1)
+        [delivery] = await take(queue, 1)
+        assert delivery.attempt == 2
+        await delete(f"{main_queue(url)}.later.1")
+        await queue.send(Message(b"2", delay=0.1))
+        assert bodies(await take(queue, 1)) == [b"2"]
+
+
+async def test_what_was_sent_before_an_exchange_was_missed_is_not_sent_twice(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send(Message(b"warm", delay=0.1))
+        [delivery] = await take(queue, 1)
+        await delivery.ack()
+        await raw.exchange_delete(f"{main_queue(url)}.later.1")
+        plain = [Message(b"%d" % n) for n in range(50)]
+        failures: dict[int, Exception] = {}
+        try:
+            await queue.send_many([*plain, Message(b"later", delay=0.1)])
+        except SendManyError as error:
+            failures.update(error.failures)
+        # Whether the server has these is not known.
+        assert all(isinstance(problem, UnavailableError) for problem in failures.values())
+        assert 50 not in failures
+        found: list[bytes] = []
+        while some := await queue.receive(100, wait=1.0):
+            found += bodies(some)
+        assert len(found) == len(set(found))
+        assert b"later" in found
+
+
 async def test_a_queue_that_was_deleted_stays_so_where_none_may_be_made(
     url: str, raw: aiormq.abc.AbstractChannel
 ) -> None:
@@ -347,6 +422,17 @@ async def test_what_is_settled_side_by_side_is_settled_as_it_was_told(url: str) 
         assert await nacking == [Outcome.SETTLED] * len(failed)
         assert acked == [Outcome.SETTLED]
         assert sorted(bodies(await take(queue, len(failed)))) == sorted(bodies(failed))
+
+
+async def test_what_is_settled_twice_in_a_call_is_settled_once(url: str) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        await queue.send_many([Message(b"1"), Message(b"2")])
+        one, two = [delivery.token for delivery in await take(queue, 2)]
+        told = [(one, Action.ACK), (one, Action.RETURN), (two, Action.RETURN)]
+        found = await queue._driver.settle_batch([Settlement(*each) for each in told])
+        assert found == [Outcome.SETTLED, Outcome.LEASE_LOST, Outcome.SETTLED]
+        assert bodies(await take(queue, 1)) == [b"2"]
+        assert await queue.receive(wait=0.3) == []
 
 
 async def test_somebody_elses_message_is_not_acknowledged_with_others(
@@ -463,6 +549,113 @@ async def test_two_who_look_at_dead_letters_at_once_both_see_all(url: str) -> No
     assert [[letter.message.body for letter in letters] for letters in found] == [expected] * 4
     await one.close()
     await two.close()
+
+
+async def test_a_subscription_whose_worker_is_busy_cannot_be_removed(url: str) -> None:
+    named = with_options(url, topic="t", subscription="s")
+    async with await open_topic(with_options(url, topic="t")) as topic:
+        async with await open_subscription(named) as worker:
+            await topic.send(Message(b"1"))
+            [held] = await take(worker, 1)
+            await asyncio.sleep(0.5)  # it is not subscribed any more
+
+            with pytest.raises(InUseError, match="'s' is being consumed; stop its consumers"):
+                await topic.remove_subscription("s")
+
+            await held.ack()
+        assert await topic.remove_subscription("s")
+
+
+async def test_a_subscription_whose_worker_receives_now_and_then_cannot_be_removed(
+    url: str,
+) -> None:
+    named = with_options(url, topic="t", subscription="s")
+
+    async def work(worker: Subscription) -> None:
+        while True:
+            await worker.receive(wait=0.2)
+            await asyncio.sleep(0.4)
+
+    async with (
+        await open_topic(with_options(url, topic="t")) as topic,
+        await open_subscription(named) as worker,
+    ):
+        working = asyncio.create_task(work(worker))
+        for _ in range(3):
+            with pytest.raises(InUseError):
+                await topic.remove_subscription("s")
+        working.cancel()
+
+
+# What requesters leave ------------------------------------------------------------------------
+
+
+_OF_Q = ("queue.q", "queue.q.dead")
+
+
+async def queues(server: Server) -> str:
+    return await control(server, "list_queues", "name", "messages", "--no-table-headers")
+
+
+async def test_what_a_killed_requester_left_expires_and_nothing_of_the_living(
+    own: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_inbox, "_EXPIRES", 1.0)
+    url = own_url(own)
+    requests, replies = (with_options(url, **to) for to in ({"queue": "q"}, {"topic": "replies"}))
+    doomed = await open_requester(requests, replies)
+    async with (
+        await open_requester(requests, replies) as requester,
+        await open_responder(requests) as responder,
+    ):
+
+        async def shout(request: Delivery) -> Message:
+            return Message(request.message.body.upper())
+
+        answering = asyncio.create_task(responder.run(shout))
+        # As if it had been killed: it says nothing more.
+        doomed._listening.cancel()
+        doomed._tidying.cancel()
+        await asyncio.wait((doomed._listening,))
+        assert doomed._inbox._subscription is not None
+        await doomed._inbox._subscription.close()
+        left, kept = doomed._inbox.address, requester._inbox.address
+        assert left in await queues(own)
+        async with asyncio.timeout(4 * PATIENCE):
+            while left in (told := await queues(own)):
+                await asyncio.sleep(0.5)
+
+        assert f"{kept}\t" in told
+        assert (await requester.ask(Message(b"a"), timeout=5.0)).body == b"A"
+        responder.stop()
+        await answering
+    await doomed._inbox._topic.close()
+    await doomed.requests.close()
+
+
+async def test_replies_to_nobody_are_gone_with_the_next_requester(own: Server) -> None:
+    url = own_url(own)
+    requests, replies = (with_options(url, **to) for to in ({"queue": "q"}, {"topic": "replies"}))
+    async with await open_topic(replies) as topic:
+        await topic.send_many([Message(b"late") for _ in range(20)])
+    async with await open_requester(requests, replies) as requester:
+        await eventually(lambda: requester.counters.others == 20)
+    prefix = url.partition("prefix=")[2].partition("&")[0]
+    left = [line for line in (await queues(own)).splitlines() if line.startswith(prefix)]
+    assert sorted(left) == [f"{prefix}.{name}\t0" for name in ("kept.replies", *_OF_Q)]
+
+
+async def test_a_subscription_that_expires_is_opened_as_it_was_made(url: str) -> None:
+    named = with_options(url, topic="t", subscription="s")
+    async with (
+        await open_topic(with_options(url, topic="t")) as topic,
+        await open_subscription(with_options(named, expires="60")) as one,
+        await open_subscription(named) as other,
+    ):
+        await topic.send_many([Message(b"1"), Message(b"2")])
+        assert bodies([*await take(one, 1), *await take(other, 1)]) == [b"1", b"2"]
+        with pytest.raises(IncompatibleBrokerError, match="x-expires"):
+            await open_subscription(with_options(named, expires="61"))
 
 
 # What is kept, counted, given back --------------------------------------------------------------
@@ -671,6 +864,84 @@ async def test_a_full_memory_refuses_what_is_sent_in_time_and_lets_consumers_go_
             found: list[bytes] = []
             while b"again" not in found:
                 found += bodies(await queue.receive(10))
+
+
+async def test_what_a_full_memory_does_not_let_store_goes_back_and_holds_up_no_ack(
+    own: Server,
+) -> None:
+    url = with_options(own_url(own), queue="q")
+    async with await open_queue(url) as queue, await open_queue(url) as other:
+        await queue.send_many([Message(b"%d" % n) for n in range(4)])
+        held = await take(queue, 4)
+        await control(own, "set_vm_memory_high_watermark", "0.00001")
+        try:
+            with contextlib.suppress(UnavailableError):
+                while True:  # the first after the alarm is still taken
+                    await queue.send(Message(b"more"))
+            kinds = (Action.ACK, Action.REJECT, Action.NACK, Action.RETURN)
+            settlements = [
+                Settlement(one.token, kind, delay=0.1 * (kind is Action.NACK), reason="bad")
+                for one, kind in zip(held, kinds, strict=True)
+            ]
+            settling = asyncio.create_task(queue._driver.settle_batch(settlements))
+            await asyncio.sleep(1.0)
+            # The first is done with while the others still wait for the server.
+            [late] = await queue._driver.extend_batch([held[0].token], 1.0)
+            assert (late, settling.done()) == (Outcome.LEASE_LOST, False)
+
+            lost, settled = Outcome.LEASE_LOST, Outcome.SETTLED
+            assert await settling == [settled, lost, settled, settled]
+
+            found: list[bytes] = []
+            async with asyncio.timeout(PATIENCE):
+                while not {b"1", b"2", b"3"} <= set(found):
+                    found += bodies(await other.receive(10))
+            assert b"0" not in found
+        finally:
+            await control(own, "set_vm_memory_high_watermark", "0.4")
+
+
+@pytest.mark.parametrize("discipline", ["fifo", "priority"])
+async def test_a_dead_letter_that_cannot_be_stored_comes_again_until_it_can(
+    url: str,
+    discipline: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish = AMQPSender.publish
+    is_away = True
+
+    async def perhaps(self: AMQPSender, parcels: Sequence[Parcel]) -> list[Exception | None]:
+        if is_away and any(parcel.routing_key.endswith(".dead") for parcel in parcels):
+            raise UnavailableError("away")
+        return await publish(self, parcels)
+
+    monkeypatch.setattr(AMQPSender, "publish", perhaps)
+    async with await open_queue(with_options(url, queue="q", discipline=discipline)) as queue:
+        expired = Message(b"old", ttl=0.01)
+        await queue.send_many([expired, Message(b"bad"), Message(b"good")])
+        await asyncio.sleep(0.05)
+        found: dict[bytes, Delivery] = {}
+        async with asyncio.timeout(PATIENCE):
+            while len(found) < 2:
+                found |= {one.message.body: one for one in await queue.receive(3, wait=1.0)}
+        await found[b"good"].ack()
+        with pytest.raises(LeaseLostError):
+            await found[b"bad"].reject("bad")
+        [again] = await take(queue, 1)
+        assert (again.message.body, again.attempt) == (b"bad", 1)
+        assert not any("became a dead letter" in line for line in caplog.messages)
+        is_away = False
+        await again.reject("bad")
+        letters: list[DeadLetter] = []
+        async with asyncio.timeout(PATIENCE):
+            while len(letters) < 2:
+                assert await queue.receive(1, wait=0.2) == []
+                letters = await queue.dead_letters()
+        assert {letter.message.body for letter in letters} == {b"old", b"bad"}
+        lines = [one for one in caplog.records if "could not be stored" in one.getMessage()]
+        assert all(hasattr(one, "message_id") for one in lines)
+        assert lines
 
 
 async def test_a_server_that_hangs_fails_sends_in_time(own: Server) -> None:

@@ -9,6 +9,8 @@ a line of JSON (id, key, headers ...), then the body.
 """
 
 import asyncio
+import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -18,7 +20,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
-from molva.messaging import DeadLetter, Message, Peeked, QueueStat, SubscriptionStat, TopicStat
+from molva.messaging import (
+    DeadLetter,
+    InUseError,
+    Message,
+    Peeked,
+    QueueStat,
+    SubscriptionStat,
+    TopicStat,
+)
 from molva.messaging.driver import (
     Action,
     Capabilities,
@@ -91,6 +101,16 @@ class Box:
             place, visible, attempt = name.split(".")
             yield place, int(visible), int(attempt)
 
+    @contextlib.contextmanager
+    def locked(self, how: int) -> Iterator[None]:
+        """Lock the box: ``LOCK_SH`` while somebody receives, ``LOCK_EX`` to remove it."""
+        folder = os.open(self.ready, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, how | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(folder)
+
 
 class FilesConsumer:
     """One consumer of a box."""
@@ -107,13 +127,14 @@ class FilesConsumer:
     async def receive_batch(self, limit: int, *, wait: float) -> list[RawDelivery]:
         """Take up to ``limit`` messages, oldest first."""
         deadline = self._box.clock.monotonic() + wait
-        while True:
-            # Without an await, so that nobody can cancel it half way.
-            found = [] if self._closed else self._take(limit)
-            left = deadline - self._box.clock.monotonic()
-            if found or left <= 0 or self._closed:
-                return found
-            await self._box.clock.sleep(min(_LOOK, left))
+        with self._box.locked(fcntl.LOCK_SH):
+            while True:
+                # Without an await, so that nobody can cancel it half way.
+                found = [] if self._closed else self._take(limit)
+                left = deadline - self._box.clock.monotonic()
+                if found or left <= 0 or self._closed:
+                    return found
+                await self._box.clock.sleep(min(_LOOK, left))
 
     def _take(self, limit: int) -> list[RawDelivery]:
         box = self._box
@@ -299,11 +320,15 @@ class FilesTopic:
         return await consumer.dead_letters(limit)
 
     async def remove_subscription(self, subscription: str) -> bool:
-        """Remove a subscription and what waits in it."""
+        """Remove a subscription that nobody receives from now, and what waits in it."""
         folder = self._folder / quote(subscription, safe="")
         if not folder.exists():
             return False
-        folder.rename(gone := self._folder.parent / f".{uuid.uuid4().hex}")
+        try:
+            with self._box(folder).locked(fcntl.LOCK_EX):
+                folder.rename(gone := self._folder.parent / f".{uuid.uuid4().hex}")
+        except BlockingIOError:
+            raise InUseError(f"{subscription!r} is being consumed; stop its consumers") from None
         await asyncio.to_thread(_remove_tree, gone)
         return True
 

@@ -7,7 +7,8 @@ time-ordered, that it is not just being opened. Until then it keeps every reply 
 asked: it is a subscription of the whole topic. A topic that keeps nothing
 (``delivery=at-most-once``) keeps not even these.
 
-Where a broker cannot tell what subscriptions there are, nobody is in a position to tidy up.
+Where a broker cannot tell what subscriptions there are, nobody is in a position to tidy up. One
+that can be told to remove what nobody consumes (``expires``) is told so.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from molva.messaging.errors import (
 )
 from molva.messaging.subscription import Subscription, open_subscription
 from molva.messaging.topic import Topic, open_topic
-from molva.messaging.url import with_options
+from molva.messaging.url import BrokerURL, load_driver, with_options
 
 __all__ = ["Inbox"]
 
@@ -45,6 +46,11 @@ _SWEEP: Final = 60.0
 # Seconds for which a subscription is left alone, whether or not anybody consumes it: it may
 # just be being opened. Longer than any open takes, and than clocks of machines differ.
 _GRACE: Final = 60.0
+
+# Seconds after which a broker that removes subscriptions by itself removes one that nobody
+# consumes. Longer, and that of a killed requester keeps more replies of the others; shorter, and a
+# server that is started again takes those of the living for dead.
+_EXPIRES: Final = 300.0
 
 _PREFIX: Final = "requester-"
 
@@ -144,7 +150,13 @@ class Inbox:
 
     async def _subscribe(self) -> Subscription:
         named = {"subscription": _PREFIX + self.address}
-        if "latest" in self._topic.capabilities.starts:
+        url = BrokerURL.parse(self._url)
+        if "expires" in getattr(load_driver(url), "TOPIC_OPTIONS", ()):
+            # Such a broker keeps what is sent while nobody is subscribed, until somebody is who
+            # begins with it: replies that nobody waits for, which are passed over then.
+            if "expires" not in url.options:
+                named["expires"] = str(_EXPIRES)
+        elif "latest" in self._topic.capabilities.starts:
             named["start"] = "latest"
         return await open_subscription(with_options(self._url, **named), clock=self._clock)
 

@@ -490,7 +490,9 @@ class Receiving(Opened):
             for delivery, outcome in zip(found, outcomes[len(buried) :], strict=True):
                 delivery.settled = True
                 delivery.lost = outcome is Outcome.LEASE_LOST
-        for message, burial in buried:
+        for (message, burial), outcome in zip(buried, outcomes, strict=False):
+            if outcome is Outcome.LEASE_LOST:
+                continue  # it comes again
             _logger.error(
                 "%s: a message became a dead letter: %s",
                 self.name,

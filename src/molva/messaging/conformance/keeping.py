@@ -138,6 +138,15 @@ class Keeping(Suite):
         await topic.send(Message(b"1"))
         assert bodies(await take(subscription, 1)) == [b"1"]
 
+    async def test_a_subscription_that_is_received_from_cannot_be_removed(self, h: Harness) -> None:
+        topic, subscription = await h.topic(), await h.subscription()
+        receiving = asyncio.create_task(take(subscription, 1))
+        await asyncio.sleep(h.quiet)
+        with pytest.raises(InUseError):
+            await topic.remove_subscription("s")
+        await topic.send(Message(b"1"))
+        assert bodies(await receiving) == [b"1"]
+
     async def test_a_subscription_that_was_removed_is_there_no_more(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()
         await subscription.close()

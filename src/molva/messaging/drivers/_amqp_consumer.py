@@ -14,14 +14,15 @@ that nobody looked at; nor can a message be changed. So a failed one goes back t
 we remember that it did; what the server counts besides are consumers that went away with it, and
 only many of those are the message's fault. One that nobody looked at is published anew, with the
 count that it has, and the original acknowledged when that is confirmed; likewise one that is to
-wait, and dead letters. A crash between the two leaves both, and never neither.
+wait, and dead letters. A crash between the two leaves both, and never neither. What cannot be
+stored goes back to its place: held on to, it would come to nobody where nobody settles it again.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from aiormq.abc import DeliveredMessage
@@ -31,6 +32,7 @@ from aiormq.exceptions import AMQPError
 from molva._base.clock import Clock
 from molva._base.seldom import SeldomLog
 from molva._base.waiting import first_of
+from molva.messaging._about import about
 from molva.messaging.driver import (
     Action,
     Capabilities,
@@ -52,9 +54,14 @@ from molva.messaging.drivers._amqp_messages import (
     received,
 )
 from molva.messaging.drivers._amqp_options import Names
-from molva.messaging.drivers._amqp_sender import AMQPSender, Parcel, RefusedError
-from molva.messaging.drivers._amqp_topology import Ladder, asked, ready_in
-from molva.messaging.errors import InUseError, MessagingError, UnavailableError
+from molva.messaging.drivers._amqp_sender import AMQPSender, Parcel, RefusedError, Restore
+from molva.messaging.drivers._amqp_topology import Ladder, asked, consumers_of, ready_in
+from molva.messaging.errors import (
+    InUseError,
+    MessagingError,
+    UnavailableError,
+    UnsupportedFeatureError,
+)
 
 __all__ = ["AMQPConsumer"]
 
@@ -116,7 +123,7 @@ class AMQPConsumer:
         capabilities: Capabilities,
         counts: bool,
         prefetch: int | None,
-        restore: Callable[[], Awaitable[object]],
+        restore: Restore,
         clock: Clock,
     ) -> None:
         self.capabilities: Final = capabilities
@@ -258,14 +265,18 @@ class AMQPConsumer:
 
     async def _restored(self) -> None:
         """Make again what somebody has removed, or raise that it is missing."""
-        await self._restore()
-        self.ladder.forget()
+        await self.make_again()
         self._log.warning(
             "%s: %s had been removed and is made anew; what was in it is lost",
             self._link.address,
             self.names.main,
         )
         self._came.set()
+
+    async def make_again(self) -> None:
+        """Make again what is missing: the queue, its dead letters, its delays."""
+        await self._restore()
+        await self.ladder.restore()
 
     async def _unsubscribe(self) -> None:
         async with self._subscribing:
@@ -393,47 +404,79 @@ class AMQPConsumer:
     # Settling ---------------------------------------------------------------------------
 
     async def settle_batch(self, settlements: Sequence[Settlement]) -> list[Outcome]:
-        """Settle hand-overs: what comes again is stored first, then the original is done with."""
-        again = [
-            (place, settlement)
-            for place, settlement in enumerate(settlements)
-            if settlement.action is not Action.ACK
-            and self._holds(settlement.token)
-            and not self._is_counted(settlement)
-        ]
-        problems = dict(
-            zip((p for p, _ in again), await self._stored([s for _, s in again]), strict=True)
-        )
-        acked: list[int] = []
-        requeued: list[int] = []
-        outcomes: list[Outcome] = []
-        failed: Exception | None = None
+        """Settle hand-overs: what comes again is stored first, then the original is done with.
+
+        What cannot be stored goes back to its place, since nobody may come to settle it again:
+        it comes again, without its delay, and what was to be a dead letter is LEASE_LOST.
+        """
+        outcomes = [Outcome.LEASE_LOST] * len(settlements)
+        done: list[int] = []
+        back: list[int] = []
+        stored: list[int] = []
         for place, settlement in enumerate(settlements):
-            if not self._holds(settlement.token):
-                outcomes.append(Outcome.LEASE_LOST)
-                continue
-            outcomes.append(Outcome.SETTLED)
-            problem = problems.get(place)
-            number = _number_of(settlement.token)
-            id_ = self._held[number].message.id
-            if settlement.action is Action.NACK and place not in problems:
-                requeued.append(number)
-                self._note_nack(id_)
-                continue
-            self._nacked.pop(id_, None)
-            if problem is None:
-                acked.append(number)
-            elif isinstance(problem, RefusedError) and settlement.gives_back:
-                # A full queue has no room for a copy, but for the message that it has.
-                requeued.append(number)
-            else:
-                failed = problem
-        await self._shielded(self._write(acked, requeued))
-        if failed is not None:
-            if isinstance(failed, MessagingError):
-                raise failed
-            raise UnavailableError(str(failed)) from failed
+            if settlement.action is Action.ACK:
+                done.append(place)
+            elif self._holds(settlement.token):
+                (back if self._is_counted(settlement) else stored).append(place)
+        # A server that is full takes its time to say so: these do not wait for it.
+        await self._settle(settlements, done, back, outcomes)
+        # One may be told twice in a call: acknowledged, cancelled, given back.
+        stored = [place for place in stored if self._holds(settlements[place].token)]
+        if not stored:
+            return outcomes
+        problems = await self._stored([settlements[place] for place in stored])
+        done = [p for p, problem in zip(stored, problems, strict=True) if problem is None]
+        await self._settle(settlements, done, [], outcomes)
+        back = [p for p, problem in zip(stored, problems, strict=True) if problem is not None]
+        if back:
+            await self._pause_behind([settlements[place] for place in stored], problems)
+            await self._settle(settlements, [], back, outcomes)
         return outcomes
+
+    async def _settle(
+        self,
+        settlements: Sequence[Settlement],
+        done: Sequence[int],
+        back: Sequence[int],
+        outcomes: list[Outcome],
+    ) -> None:
+        """Acknowledge those that are done with, let others go back to their place."""
+        acked, requeued = [], []
+        for place in done:
+            token = settlements[place].token
+            if self._holds(token):
+                acked.append(_number_of(token))
+                self._nacked.pop(self._held[acked[-1]].message.id, None)
+                outcomes[place] = Outcome.SETTLED
+        for place in back:
+            token, action = settlements[place][:2]
+            if self._holds(token):
+                requeued.append(_number_of(token))
+                if action is Action.NACK:
+                    self._note_nack(self._held[requeued[-1]].message.id)
+                if action is not Action.REJECT:
+                    outcomes[place] = Outcome.SETTLED
+        await self._shielded(self._write(acked, requeued))
+
+    async def _pause_behind(
+        self, settlements: Sequence[Settlement], problems: Sequence[Exception | None]
+    ) -> None:
+        """Say what could not be stored, and wait: it comes again at once, and may fail again."""
+        for settlement, problem in zip(settlements, problems, strict=True):
+            # A full queue has no room for a copy, but for the message that it has.
+            is_full = isinstance(problem, RefusedError) and settlement.gives_back
+            if problem is None or is_full or not self._holds(settlement.token):
+                continue
+            self._log.warning(
+                "%s: what comes again later or is a dead letter could not be stored, and goes "
+                "back to its place in %s: %s",
+                self._link.address,
+                self.names.main,
+                problem,
+                extra=about(self._held[_number_of(settlement.token)].message, settlement.attempt),
+            )
+            await self._clock.sleep(_LONGEST_PAUSE)
+            return
 
     def _note_nack(self, id_: bytes) -> None:
         self._nacked[id_] = self._nacked.pop(id_, 0) + 1
@@ -455,9 +498,20 @@ class AMQPConsumer:
         return one.attempts + 1 + nacked + max(0, one.returns - nacked - _GRACE)
 
     async def _stored(self, settlements: Sequence[Settlement]) -> list[Exception | None]:
-        """Publish what comes again, and what becomes a dead letter."""
-        if not settlements:
-            return []
+        """Publish what comes again, and what becomes a dead letter; say why one is not stored.
+
+        Raises:
+            UnsupportedFeatureError: A delay is too long: the caller's mistake, who holds on.
+        """
+        try:
+            parcels = await self._parcels(settlements)
+            return await self._sender.publish_surely(parcels, self.make_again)
+        except UnsupportedFeatureError:
+            raise
+        except MessagingError as error:
+            return [error] * len(settlements)
+
+    async def _parcels(self, settlements: Sequence[Settlement]) -> list[Parcel]:
         parcels = []
         held = [self._held[_number_of(settlement.token)] for settlement in settlements]
         for settlement, one in zip(settlements, held, strict=True):
@@ -479,7 +533,7 @@ class AMQPConsumer:
             if settlement.delay > 0:
                 exchange, key = await self.ladder.address_of(settlement.delay)
             parcels.append(Parcel(packed, exchange, key))
-        return await self._sender.publish(parcels)
+        return parcels
 
     async def _write(self, acked: Sequence[int], requeued: Sequence[int]) -> None:
         """Tell the server; return when it has read it."""
@@ -554,7 +608,8 @@ class AMQPConsumer:
         # As long as it is ours: when the channel ends it goes back, and comes to whoever is next.
         while epoch == self._epoch:
             try:
-                [problem] = await self._sender.publish([Parcel(packed, "", self.names.dead)])
+                parcel = Parcel(packed, "", self.names.dead)
+                [problem] = await self._sender.publish_surely([parcel], self.make_again)
             except UnavailableError as error:
                 problem = error
             channel = self._channel
@@ -600,14 +655,8 @@ class AMQPConsumer:
             return await purge_dead(self._link, self.names)
         await self._shielded(self._unsubscribe())
         await self._shielded(self._synced())
-        # One that was ended is counted for as long as something is held of what it was sent.
         own = len({one.consumer for one in self._held.values()})
-
-        async def look(channel: Channel) -> int:
-            found = await channel.queue_declare(self.names.main, passive=True)
-            return found.consumer_count or 0
-
-        if await asked(look, self._link) > own:
+        if await asked(lambda channel: consumers_of(channel, self.names.main), self._link) > own:
             raise InUseError(
                 f"{self._link.address}: other consumers hold what waits in {self.names.main!r}; "
                 "stop them first"

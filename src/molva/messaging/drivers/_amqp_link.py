@@ -206,10 +206,17 @@ def translated(address: AMQPAddress) -> Iterator[None]:
             "MOLVA_AMQP_USERNAME and MOLVA_AMQP_PASSWORD"
         ) from error
     except (ConnectionNotAllowed, ChannelAccessRefused) as error:
-        raise InvalidURLError(f"{address}: {_text(error)}") from error
+        raise InvalidURLError(
+            f"{address}: {_text(error)}; user {address.user!r} needs the rights to configure, "
+            "write and read what begins with the prefix, and to write to the default exchange: "
+            "see rabbitmqctl set_permissions"
+        ) from error
     except ConnectionClosed as error:
         if error.args and error.args[0] == _NOT_ALLOWED:
-            raise InvalidURLError(f"{address}: {_text(error)}") from error
+            raise InvalidURLError(
+                f"{address}: {_text(error)}; the path of the URL names the vhost "
+                f"({address.vhost!r}): see rabbitmqctl list_vhosts, set_permissions"
+            ) from error
         raise UnavailableError(f"{address}: {_text(error)}") from error
     except InvalidFrameError as error:
         raise UnavailableError(f"{address}: {error}") from error
@@ -219,11 +226,18 @@ def translated(address: AMQPAddress) -> Iterator[None]:
         cause = error.__cause__
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise InvalidURLError(
-                f"{address}: its certificate is refused: {cause.verify_message}"
+                f"{address}: its certificate is refused: {cause.verify_message}; ca= names the "
+                "file of the authorities to trust, and it must be made out to the URL's host"
             ) from error
         raise UnavailableError(f"{address} cannot be reached: {_text(error)}") from error
     except ChannelPreconditionFailed as error:
-        raise IncompatibleBrokerError(f"{address}: {_text(error)}") from error
+        remedy = ""
+        if "inequivalent" in str(error):
+            remedy = (
+                "; what is there was made otherwise, which cannot change: use another name or "
+                "prefix=, or delete it (rabbitmqctl delete_queue)"
+            )
+        raise IncompatibleBrokerError(f"{address}: {_text(error)}{remedy}") from error
     except TimeoutError as error:
         raise UnavailableError(f"{address}: no answer in time") from error
     except (AMQPError, OSError, ChannelInvalidStateError) as error:

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 QUEUE_OPTIONS: Final = ("prefix", "timeout", "ca")
-TOPIC_OPTIONS: Final = ("start", *QUEUE_OPTIONS)
+TOPIC_OPTIONS: Final = ("start", "expires", *QUEUE_OPTIONS)
 
 # The largest body that is taken. RabbitMQ 4 takes 16 MiB as shipped, envelope and all; older
 # ones take more, and stop for everybody while they move it.
@@ -82,6 +82,9 @@ _DEFAULT_TIMEOUT: Final = 10.0
 # for the server. Shorter, and a handler that blocks the loop loses its messages; longer, and
 # what a machine held that vanished comes later. Whoever waits looks by itself, and sooner.
 _HEARTBEAT: Final = 30
+
+# Seconds after which a queue that nobody uses may go: RabbitMQ counts 32 bits of milliseconds.
+_LONGEST_EXPIRES: Final = 4_000_000.0
 
 _USERNAME: Final = "MOLVA_AMQP_USERNAME"
 _PASSWORD: Final = "MOLVA_AMQP_PASSWORD"
@@ -162,6 +165,7 @@ class AMQPOptions:
         self.address: Final = AMQPAddress.of(url)
         # Only a start that there is gets past the check of features.
         self.start = url.option("start", one_of("earliest", "latest"), None)
+        self.expires = url.option("expires", _expires, None)
         self.prefix = url.option("prefix", _prefix, "molva")
         self.timeout = url.option("timeout", positive_number, _DEFAULT_TIMEOUT)
 
@@ -217,6 +221,13 @@ def _name(kind: str, *parts: str) -> str:
 
 def _escaped(name: str) -> str:
     return _SPECIAL.sub(lambda found: "".join(f"+{byte:02X}" for byte in found[0].encode()), name)
+
+
+def _expires(text: str) -> float:
+    seconds = positive_number(text)
+    if not 0.001 <= seconds <= _LONGEST_EXPIRES:
+        raise ValueError(f"0.001 to {_LONGEST_EXPIRES:,.0f} seconds are accepted")
+    return seconds
 
 
 def _prefix(text: str) -> str:

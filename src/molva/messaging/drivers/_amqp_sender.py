@@ -8,18 +8,21 @@ would overtake each other. ``_amqp_batch`` writes them.
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final, final
 
 from aiormq.channel import Channel
-from aiormq.exceptions import DeliveryError, PublishError
+from aiormq.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
 
 from molva.messaging.drivers._amqp_batch import Batch, Parcel
 from molva.messaging.drivers._amqp_link import AMQPLink, translated
 from molva.messaging.drivers._amqp_options import AMQPAddress
-from molva.messaging.errors import MessageTooLargeError, UnavailableError
+from molva.messaging.errors import MessageTooLargeError, MessagingError, UnavailableError
 
-__all__ = ["AMQPSender", "Parcel", "RefusedError", "ReturnedError"]
+__all__ = ["AMQPSender", "Parcel", "RefusedError", "Restore", "ReturnedError"]
+
+# Makes again what is missing in the server, or raises.
+Restore = Callable[[], Awaitable[object]]
 
 # Messages, and bytes of bodies, that are under way at once. Fewer, and both sides wait for each
 # other; more, and a server that has stopped fills our memory.
@@ -65,6 +68,28 @@ class AMQPSender:
             if limit is not None:
                 found = await self._publish_smaller(part, found, limit)
             results += found
+        return results
+
+    async def publish_surely(
+        self, parcels: Sequence[Parcel], restore: Restore
+    ) -> list[Exception | None]:
+        """Publish; where what one was sent to is gone, make it again and publish that one again.
+
+        Args:
+            parcels: What to publish, in order.
+            restore: Makes what is missing, or raises, which is then the answer.
+        """
+        results = await self.publish(parcels)
+        gone = [place for place, why in enumerate(results) if _is_gone(why, parcels[place])]
+        if gone:
+            again: Sequence[Exception | None]
+            try:
+                await restore()
+                again = await self.publish([parcels[place] for place in gone])
+            except MessagingError as error:
+                again = [error] * len(gone)
+            for place, why in zip(gone, again, strict=True):
+                results[place] = why
         return results
 
     async def _publish_smaller(
@@ -153,6 +178,18 @@ class AMQPSender:
     async def close(self) -> None:
         """Close the connection."""
         await self.link.close()
+
+
+def _is_gone(problem: Exception | None, parcel: Parcel) -> bool:
+    """Tell whether one was stored nowhere, because what it was sent to is not there.
+
+    An exchange that is missing ends the channel for all that is under way on it. What was sent
+    elsewhere may be stored, and would be so twice.
+    """
+    if isinstance(problem, ReturnedError):
+        return True
+    cause = problem.__cause__ if isinstance(problem, UnavailableError) else None
+    return isinstance(cause, ChannelNotFoundEntity) and f"'{parcel.exchange}'" in str(cause)
 
 
 def _is_lost(channel: Channel) -> bool:

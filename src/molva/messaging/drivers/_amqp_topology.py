@@ -27,6 +27,7 @@ from molva.messaging.drivers._amqp_link import ANSWER, AMQPLink, translated
 from molva.messaging.drivers._amqp_options import Names
 from molva.messaging.errors import (
     IncompatibleBrokerError,
+    InUseError,
     InvalidURLError,
     QueueNotFoundError,
     TopicNotFoundError,
@@ -41,6 +42,7 @@ __all__ = [
     "QueueShape",
     "Topology",
     "asked",
+    "consumers_of",
     "ready_in",
     "written_down",
 ]
@@ -66,6 +68,14 @@ NEW_QUEUE = 1.5
 # number RabbitMQ 4 does it after 20, also where nobody has looked at it; and with one a message
 # that comes back stays near the head. Ours is counted in the messages.
 _UNLIMITED: Final = 2_000_000_000
+
+# Seconds for which who has closed may still be counted as a consumer, where the disk is slow.
+_CLOSED: Final = 0.3
+# Looks at a subscription, and seconds before each, until it is taken for one that nobody consumes:
+# consumers are subscribed while they receive, or hold something. Fewer, and it is removed under
+# the hands of a busy process; more, and whoever removes waits.
+_LIFE_LOOKS: Final = 8
+_LIFE_PAUSE: Final = 0.1
 
 # How the server tells with what a queue was made: by the first argument that is not the same.
 _CAPACITY: Final = re.compile(r"'x-max-length'.*current is (?:the value )?'(\d+)'")
@@ -147,9 +157,12 @@ class Topology:
             )
         return is_new
 
-    async def subscription(self, topic: str, subscription: str, names: Names) -> bool:
+    async def subscription(
+        self, topic: str, subscription: str, names: Names, *, expires: float | None
+    ) -> bool:
         """Find or make the queue of a subscription, which is not bound yet.
 
+        ``expires``: seconds without a consumer after which the server removes a new one.
         Returns whether it is new: then ``written_down`` has to be waited for.
         """
         is_new = not await self._is_there(names.main)
@@ -160,11 +173,8 @@ class Topology:
                     "and create=never was asked"
                 )
             return False
-        await self._dead(names)
-        async with self._looking() as channel:
-            await channel.queue_declare(
-                names.main, durable=True, arguments=QueueShape().arguments(names.dead)
-            )
+        is_new |= await self._dead(names, expires=expires)
+        await self._make(names.main, QueueShape().arguments(names.dead), expires=expires)
         return is_new
 
     async def bind(self, names: Names, exchange: str) -> None:
@@ -181,7 +191,7 @@ class Topology:
             raise QueueNotFoundError(
                 f"{self._shown}: there is no queue {name!r}, and create=never was asked"
             )
-        await self._dead(names)
+        is_new |= await self._dead(names)
         shape = QueueShape(discipline == "priority", capacity)
         tried: set[QueueShape] = set()
         # What a queue was made with is no mistake of who does not ask for anything else.
@@ -198,15 +208,15 @@ class Topology:
         if "x-max-length" in problem:
             raise InvalidURLError(
                 f"{self._shown}: capacity={capacity} is refused; queue {name!r} was made with "
-                "another or none, which cannot change: leave it out, or remove the queue"
+                f"another or none, which cannot change: leave it out, or delete {names.main!r}"
             )
         if any(name in problem for name in _OF_ONE_KIND):
             raise InvalidURLError(
                 f"{self._shown}: discipline={discipline or 'fifo'} is refused; queue {name!r} was "
-                "made with another, which cannot change"
+                f"made with another, which cannot change: leave it out, or delete {names.main!r}"
             )
         raise IncompatibleBrokerError(
-            f"{self._shown}: queue {name!r} is there and was made by somebody else: {problem}"
+            f"{self._shown}: queue {name!r} was made by somebody else: {problem}"
         )
 
     async def _declare(self, names: Names, shape: QueueShape) -> str:
@@ -224,13 +234,33 @@ class Topology:
         async with self._looking() as channel:
             return await ready_in(channel, queue) is not None
 
-    async def _dead(self, names: Names) -> None:
-        async with self._looking() as channel:
-            await channel.queue_declare(names.dead, durable=True, arguments=_QUORUM)
+    async def _dead(self, names: Names, *, expires: float | None = None) -> bool:
+        """Find or make the queue of dead letters; return whether it is new."""
+        is_new = not await self._is_there(names.dead)
+        await self._make(names.dead, _QUORUM, expires=expires)
+        return is_new
 
-    async def remove(self, names: Names) -> bool:
-        """Remove a subscription's queues; return whether there was one."""
+    async def _make(self, queue: str, arguments: dict[str, Any], *, expires: float | None) -> None:
+        if expires is not None:
+            arguments = arguments | {"x-expires": round(expires * 1e3)}
+        try:
+            async with self._looking() as channel:
+                await channel.queue_declare(queue, durable=True, arguments=arguments)
+        except IncompatibleBrokerError as error:
+            # Who does not ask takes it as it was made.
+            if expires is not None or "'x-expires'" not in str(error):
+                raise
+
+    async def remove(self, subscription: str, names: Names) -> bool:
+        """Remove a subscription's queues; return whether there was one.
+
+        Raises:
+            InUseError: Somebody consumes it.
+        """
         there = await self._is_there(names.main)
+        if there:
+            await self._check_unused(subscription, names.main)
+        # Not ``if_unused``, which quorum queues do not know.
         async with self._looking() as channel:
             await channel.queue_delete(names.main)
             await channel.queue_delete(names.dead)
@@ -238,6 +268,16 @@ class Topology:
                 await channel.exchange_delete(names.later(step))
                 await channel.queue_delete(names.later(step))
         return there
+
+    async def _check_unused(self, subscription: str, queue: str) -> None:
+        await asyncio.sleep(_CLOSED)
+        for _ in range(_LIFE_LOOKS):
+            await asyncio.sleep(_LIFE_PAUSE)
+            if await asked(lambda channel: consumers_of(channel, queue), self._link):
+                raise InUseError(
+                    f"{self._shown}: subscription {subscription!r} is being consumed; stop its "
+                    "consumers, then remove it"
+                )
 
     @contextlib.asynccontextmanager
     async def _looking(self) -> AsyncIterator[Channel]:
@@ -286,9 +326,12 @@ class Ladder:
                 await self._make(top + 1)
         return self._names.later(top), ".".join(f"{units:b}")
 
-    def forget(self) -> None:
-        """Make the steps again when they are next needed: somebody has removed them."""
-        self._made = 0
+    async def restore(self) -> None:
+        """Make again what somebody has removed of it."""
+        async with self._turn:
+            if self._made:
+                await self._make(self._made)
+                await written_down(is_new=True)
 
     async def purge(self) -> int:
         """Remove all that waits in the ladder; return how much it was."""
@@ -362,6 +405,18 @@ async def ready_in(channel: Channel, queue: str) -> int | None:
         return None
     assert isinstance(found, Queue.DeclareOk)
     return found.message_count or 0
+
+
+async def consumers_of(channel: Channel, queue: str) -> int:
+    """Return how many consumers a queue has; 0 where there is no queue.
+
+    One that was ended is counted for as long as something is held of what it was sent.
+    """
+    try:
+        found = await channel.queue_declare(queue, passive=True)
+    except ChannelNotFoundEntity:
+        return 0
+    return found.consumer_count or 0
 
 
 async def asked(call: Callable[[Channel], Awaitable[T]], link: AMQPLink) -> T:

@@ -14,6 +14,8 @@ URL:
         later. A topic has no bound.
     ``start``
         ``latest`` leaves to others what was sent while the topic had no subscription.
+    ``expires``
+        Seconds after which the server removes a new subscription that nobody consumes.
     ``prefix``
         What all names begin with. Default ``molva``. Several deployments may share a vhost.
     ``timeout``
@@ -55,7 +57,7 @@ Design:
     ``_amqp_link``.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, final
 
@@ -86,7 +88,7 @@ from molva.messaging.drivers._amqp_sender import (
     AMQPSender,
     Parcel,
     RefusedError,
-    ReturnedError,
+    Restore,
 )
 from molva.messaging.drivers._amqp_topology import QueueShape, Topology, written_down
 from molva.messaging.errors import MessagingError, UnavailableError
@@ -105,8 +107,6 @@ __all__ = [
     "open_subscription",
     "open_topic",
 ]
-
-Restore = Callable[[], Awaitable[object]]
 
 
 async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "AMQPTopic":
@@ -142,7 +142,7 @@ async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "
 
     async def restore() -> None:
         is_new = await topology.topic(topic, exchange, kept)
-        is_new |= await topology.subscription(topic, subscription, names)
+        is_new |= await topology.subscription(topic, subscription, names, expires=options.expires)
         await written_down(is_new=is_new)
         if url.create == "never":
             return
@@ -211,28 +211,6 @@ async def open_queue(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "AMQPQue
         raise
 
 
-async def _stored(
-    sender: AMQPSender, parcels: Sequence[Parcel], restore: Restore, *, is_bounded: bool
-) -> list[Outcome | MessagingError]:
-    """Publish; where what was sent to is gone, make it again and publish what came back."""
-    results = await sender.publish(parcels)
-    gone = [place for place, problem in enumerate(results) if _is_gone(problem)]
-    if gone:
-        # Nothing went to what is not there, so this is no second time.
-        await restore()
-        again = await sender.publish([parcels[place] for place in gone])
-        for place, problem in zip(gone, again, strict=True):
-            results[place] = problem
-    return [_outcome(problem, is_bounded=is_bounded) for problem in results]
-
-
-def _is_gone(problem: Exception | None) -> bool:
-    return isinstance(problem, ReturnedError) or (
-        isinstance(problem, UnavailableError)
-        and isinstance(problem.__cause__, ChannelNotFoundEntity)
-    )
-
-
 def _outcome(problem: Exception | None, *, is_bounded: bool) -> Outcome | MessagingError:
     if problem is None:
         return Outcome.STORED
@@ -270,7 +248,8 @@ class AMQPTopic:
         """Publish messages in their order."""
         now = self._clock.now_us()
         parcels = [Parcel(pack(message, now), self._exchange, "") for message in messages]
-        return await _stored(self._sender, parcels, self._restore, is_bounded=False)
+        results = await self._sender.publish_surely(parcels, self._restore)
+        return [_outcome(problem, is_bounded=False) for problem in results]
 
     async def stat(self) -> TopicStat | None:
         """Return nothing: the protocol tells neither subscriptions nor what they hold."""
@@ -287,9 +266,9 @@ class AMQPTopic:
             raise
 
     async def remove_subscription(self, subscription: str) -> bool:
-        """Remove a subscription's queues."""
+        """Remove the queues of a subscription that nobody consumes."""
         names = Names.of_subscription(self._prefix, self._topic, subscription)
-        return await self._topology.remove(names)
+        return await self._topology.remove(subscription, names)
 
     async def close(self) -> None:
         """Let go of the server."""
@@ -350,12 +329,9 @@ class AMQPQueue(AMQPConsumer):
                     refused[place] = error
                     continue
             parcels.append(Parcel(pack(message, now), exchange, key))
-        found = iter(await _stored(self._sender, parcels, self._gone, is_bounded=self._is_bounded))
+        results = await self._sender.publish_surely(parcels, self.make_again)
+        found = (_outcome(problem, is_bounded=self._is_bounded) for problem in results)
         return [refused[p] if p in refused else next(found) for p in range(len(messages))]
-
-    async def _gone(self) -> None:
-        self.ladder.forget()
-        await self._restore()
 
     async def stat(self) -> QueueStat | None:
         """Return nothing: the protocol tells what is ready, never what is held."""
