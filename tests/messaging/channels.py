@@ -82,15 +82,20 @@ class Channels:
             await open_subscription(url + "&subscription=s") as subscription,
         ):
             loop = asyncio.get_running_loop()
-            quickest = 1.0
-            for _ in range(5):
+            took: list[float] = []
+            # The machine may be busy. Three of fifteen are as hard to come by for one that
+            # sleeps as one of five, and three good moments are soon found.
+            for _ in range(15):
                 waiting = asyncio.create_task(subscription.receive(wait=PATIENCE))
                 await asyncio.sleep(0.05)
                 began = loop.time()
                 await topic.send(Message(b"1"))
                 await waiting
-                quickest = min(quickest, loop.time() - began)
-            assert quickest < 0.05
+                took.append(loop.time() - began)
+                if sum(each < 0.05 for each in took) == 3:
+                    break
+            else:
+                raise AssertionError(f"all but two took longer than 50 ms: {took}")
 
     async def test_a_subscriber_that_is_too_slow_loses_the_newest(
         self, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

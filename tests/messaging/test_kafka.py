@@ -18,14 +18,14 @@ class KafkaHarness(Harness):
     share_interval = 1.5
     settle_interval = 0.3
     quiet = 0.5
-    death_interval = 4.0
+    death_interval = 6.0
     lane_grace = 3.0
     ack_orders = 4
 
     def __init__(self, url: str) -> None:
         super().__init__()
         self.prefix = f"t{uuid.uuid4().hex[:8]}-"
-        self._url = with_options(url, session="2", grace="3")
+        self._url = with_options(url, session="4", grace="3")
 
     def base_url(self) -> str:
         return self._url

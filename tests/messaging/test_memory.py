@@ -15,6 +15,7 @@ class MemoryHarness(Harness):
     lease = 10.0
     moment = 30.0
     quiet = 0.0
+    silences = 1
     delete_interval = 1.1
 
     def __init__(self) -> None:

@@ -21,6 +21,7 @@ class NATSHarness(Harness):
     lease = 1.5
     moment = 0.5
     quiet = 0.15
+    silences = 1
     # Deleting is seen to by who consumes; here more often than in earnest, to wait for less.
     delete_interval = 0.5
 

@@ -270,6 +270,16 @@ async def test_a_stream_that_is_gone_is_made_anew(url: str, client: Client, name
     assert [body for body, _ in found] == [m.body for m in numbered(50) * 2]
 
 
+async def _until_stored(url: str, names: Names, number: int) -> None:
+    """Wait until a stream has so many messages."""
+    client = await nats.connect(url)
+    # The driver gives up an answer after four seconds.
+    async with asyncio.timeout(3.0):
+        while (await client.jetstream().stream_info(names.stream)).state.messages < number:
+            await asyncio.sleep(0.02)
+    await client.close()
+
+
 async def test_an_answer_that_is_lost_is_no_second_batch() -> None:
     proxy = Proxy(0, seed=1)
     with private_nats() as server:
@@ -280,7 +290,7 @@ async def test_an_answer_that_is_lost_is_no_second_batch() -> None:
             messages = numbered(100)
             proxy.faults.lost = "down"
             sending = asyncio.create_task(queue.send_many(messages))
-            await asyncio.sleep(0.5)
+            await _until_stored(server.url, Names("molva", "queue", "q"), 100)
             proxy.reset()
             with pytest.raises(SendManyError) as failed:
                 await sending

@@ -114,7 +114,6 @@ async def test_a_connection_that_died_without_a_word_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_nats_channel, "_PING", 0.2)
-    monkeypatch.setattr(_nats_link, "_TIMEOUT", 1.0)
     proxy = Proxy(0, seed=1)
     with private_nats() as server:
         proxy.upstream = server.port
@@ -122,6 +121,8 @@ async def test_a_connection_that_died_without_a_word_is_noticed(
         options = {"delivery": "at-most-once", "topic": "t", "subscription": "s"}
         url = with_options(f"nats://127.0.0.1:{proxy.port}", **options)
         async with await open_subscription(url) as subscription:
+            # Not while it opens, which may take longer.
+            monkeypatch.setattr(_nats_link, "_TIMEOUT", 1.0)
             proxy.faults.drop = True
 
             async def receive() -> None:

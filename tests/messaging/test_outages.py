@@ -435,7 +435,7 @@ async def test_run_goes_on_by_itself_when_kafka_is_back() -> None:
 
 async def test_what_is_kept_is_held_for_many_leases() -> None:
     with private_redis() as server:
-        url = with_options(server.url, topic="t", subscription="s", lease="0.5")
+        url = with_options(server.url, topic="t", subscription="s", lease="1.5")
         async with (
             await open_topic(with_options(server.url, topic="t")) as topic,
             await open_subscription(url) as one,
@@ -444,7 +444,7 @@ async def test_what_is_kept_is_held_for_many_leases() -> None:
             await topic.send_many(numbered(20))
             held = await take(one, 20)
             async with one.keeping(held):
-                assert await other.receive(20, wait=2.0) == []
+                assert await other.receive(20, wait=4.0) == []
             again: list[Delivery] = []
             async with asyncio.timeout(PATIENCE):
                 while len(again) < 20:

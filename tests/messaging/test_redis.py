@@ -12,9 +12,10 @@ from molva.messaging.drivers import _redis_queue, _redis_subscription
 
 
 class RedisHarness(Harness):
-    lease = 0.6
+    lease = 1.0
     moment = 0.5
     quiet = 0.15
+    silences = 1
     # Deleting is seen to once a second, by who receives.
     delete_interval = 1.1
 

@@ -65,7 +65,7 @@ async def test_what_is_acknowledged_leaves_nothing_in_the_server(url: str, redis
 
 async def test_one_message_wakes_one_of_many_consumers(url: str) -> None:
     queues = [await open_queue(url) for _ in range(5)]
-    waiting = [asyncio.create_task(queue.receive(wait=1.5)) for queue in queues]
+    waiting = [asyncio.create_task(queue.receive(wait=4.0)) for queue in queues]
     await asyncio.sleep(0.2)
     await queues[0].send(Message(b"1"))
     found = await asyncio.gather(*waiting)
@@ -88,7 +88,7 @@ async def test_a_cancelled_wait_leaves_its_wake_up_to_another(
 
     await waits.send(Message(b"1"))
 
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(PATIENCE / 2):
         assert bodies(await waiting) == [b"1"]
     await gone.close()
     await waits.close()
@@ -140,9 +140,9 @@ async def test_a_wiped_server_is_an_empty_queue() -> None:
 
 async def test_a_message_is_never_in_a_client_only(url: str, redis_url: str) -> None:
     """Whatever becomes of a consumer, the server still has what it took."""
-    async with await open_queue(url + "&lease=0.5") as heir:
+    async with await open_queue(url + "&lease=2") as heir:
         await heir.send_many([Message(b"%d" % n) for n in range(50)])
-        doomed = await open_queue(url + "&lease=0.5")
+        doomed = await open_queue(url + "&lease=2")
         assert len(await doomed.receive(50)) == 50
         stat = await heir.stat()
         assert stat is not None

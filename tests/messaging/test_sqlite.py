@@ -15,6 +15,7 @@ class SQLiteHarness(Harness):
     lease = 10.0
     moment = 30.0
     quiet = 0.0
+    silences = 1
     delete_interval = 1.1
     # The driver's own intervals, and a little for what is rounded.
     settle_interval = 0.26

@@ -15,7 +15,7 @@ from molva.messaging import (
     open_subscription,
     open_topic,
 )
-from molva.messaging.conformance import bodies, take
+from molva.messaging.conformance import PATIENCE, bodies, eventually, take
 from tests.messaging.faults import FaultyVFS
 
 
@@ -65,11 +65,11 @@ async def test_consuming_syncs_nothing(topic: Topic, url: str, vfs: FaultyVFS) -
 
         for delivery in await take(subscription, 50):
             await delivery.ack()
-        await asyncio.sleep(0.3)  # until the watermarks are written
+        async with asyncio.timeout(PATIENCE):
+            # Until the watermarks are written.
+            while (stat := await subscription.stat()) is None or stat.pending:
+                await asyncio.sleep(0.05)
 
-        stat = await subscription.stat()
-        assert stat is not None
-        assert stat.pending == 0
         assert vfs.syncs == before
 
 
@@ -107,12 +107,18 @@ async def test_nothing_is_written_behind_an_fsync_error(topic: Topic, vfs: Fault
 async def test_an_fsync_error_behind_a_cancelled_send_ends_all_writing(
     topic: Topic, vfs: FaultyVFS
 ) -> None:
-    vfs.fail_sync = lambda: True
+    met: list[bool] = []
+
+    def fail() -> bool:
+        met.append(True)
+        return True
+
+    vfs.fail_sync = fail
     sending = asyncio.create_task(topic.send(Message(b"refused")))
     await asyncio.sleep(0)
     sending.cancel()
     await asyncio.wait([sending])
-    await asyncio.sleep(0.05)
+    await eventually(lambda: met)
     vfs.fail_sync = lambda: False
 
     with pytest.raises(BrokenBrokerError):
@@ -237,12 +243,15 @@ async def test_a_consumer_whose_watermarks_cannot_be_written_says_so(
         for delivery in await take(subscription, 10):
             await delivery.ack()
         vfs.fail_io = lambda: True
-        await asyncio.sleep(0.4)  # the watermarks meet the error meanwhile
-        vfs.fail_io = lambda: False
+
+        async def receive_on() -> None:
+            while True:  # until the watermarks have met the error
+                await subscription.receive(10, wait=0.01)
 
         with pytest.raises(BrokenBrokerError):
-            await subscription.receive(10, wait=0)
+            await asyncio.wait_for(receive_on(), PATIENCE)
     finally:
+        vfs.fail_io = lambda: False
         await subscription.close()
 
     # Another process goes on where the watermarks were last written, and loses nothing.

@@ -296,12 +296,12 @@ class Basics(Suite):
     async def test_closing_ends_a_receive_that_waits(self, h: Harness) -> None:
         h.let_only_wake_ups_wake()
         subscription = await h.subscription()
-        waiting = asyncio.create_task(subscription.receive(wait=60.0))
+        waiting = asyncio.create_task(subscription.receive(wait=3 * PATIENCE))
         await asyncio.sleep(0.02)
 
         await subscription.close()
 
-        async with asyncio.timeout(3.0):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(ClosedError):
                 await waiting
 

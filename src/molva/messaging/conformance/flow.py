@@ -125,12 +125,12 @@ class Flow(Suite):
         topic, subscription = await h.topic(), await h.subscription(max_open=1)
         await topic.send_many(numbered(2))
         [first] = await subscription.receive(10)
-        waiting = asyncio.create_task(subscription.receive(10, wait=60.0))
+        waiting = asyncio.create_task(subscription.receive(10, wait=3 * PATIENCE))
         await asyncio.sleep(0.02)
 
         await first.ack()
 
-        async with asyncio.timeout(3.0):
+        async with asyncio.timeout(PATIENCE):
             assert bodies(await waiting) == [b"2"]
 
     async def test_a_waiting_receive_burns_no_processor(self, h: Harness) -> None:

@@ -16,6 +16,7 @@ from molva.messaging import (
 )
 from molva.messaging.conformance.harness import Harness, Suite, needs
 from molva.messaging.conformance.waiting import (
+    PATIENCE,
     bodies,
     eventually,
     numbered,
@@ -52,23 +53,23 @@ class Groups(Suite):
         topic, subscription = await h.topic(), await h.subscription()
 
         for number in range(5):
-            waiting = asyncio.create_task(subscription.receive(wait=60.0))
+            waiting = asyncio.create_task(subscription.receive(wait=3 * PATIENCE))
             await asyncio.sleep(0.005)
             await topic.send(Message(b"%d" % number))
 
-            async with asyncio.timeout(3.0):
+            async with asyncio.timeout(PATIENCE):
                 assert bodies(await waiting) == [b"%d" % number]
 
     async def test_two_tasks_may_receive_at_once(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()
-        waiting = [asyncio.create_task(subscription.receive(wait=60.0)) for _ in range(2)]
+        waiting = [asyncio.create_task(subscription.receive(wait=3 * PATIENCE)) for _ in range(2)]
         await asyncio.sleep(0.01)
 
         await topic.send(Message(b"1"))
         await asyncio.sleep(0.01)
         await topic.send(Message(b"2"))
 
-        async with asyncio.timeout(3.0):
+        async with asyncio.timeout(PATIENCE):
             got = bodies(await waiting[0]) + bodies(await waiting[1])
         assert sorted(got) == [b"1", b"2"]
 
@@ -140,7 +141,7 @@ class Groups(Suite):
         def worker(consumer: Subscription) -> Callable[[Delivery], object]:
             async def work(delivery: Delivery) -> None:
                 got[id(consumer)].append(delivery.message.id)
-                await asyncio.sleep(0.001)  # nobody can do it all
+                await asyncio.sleep(0.005)  # nobody can do it all
 
             return work
 

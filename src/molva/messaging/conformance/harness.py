@@ -6,6 +6,11 @@ stands still, and ``pass_time`` moves it. A broker keeps time of its own: there 
 does nothing and ``pass_time`` waits. So a harness of a broker declares short times, and the
 suite is over in minutes.
 
+A short lease is also one that runs out when the machine stands still for as long. So only
+tests that let leases run out have the one declared: those that need the feature ``leases``,
+and those that call ``shorten_leases`` or ``use_processes``. In all others a broker's leases are
+longer than any test.
+
 What a broker cannot do is no matter of the harness but of the driver's ``Capabilities``:
 tests are chosen by them, with ``needs`` and ``lacks``, and by nothing else.
 """
@@ -31,6 +36,14 @@ from molva.messaging.url import BrokerURL, Kind, load_driver, with_options
 
 __all__ = ["Harness", "Suite", "lacks", "needs", "offered"]
 
+# Seconds by which a receive may be late and yet have listened.
+_ON_TIME: Final = 0.5
+# Seconds of a lease that no test sees the end of.
+_LONG_LEASE: Final = 3 * PATIENCE
+# Seconds of a lease where processes are killed. Shorter, and one that stands still for a moment
+# loses what it holds; longer, and each test of a kill takes so much longer.
+_PROCESS_LEASE: Final = 2.0
+
 _Test = TypeVar("_Test", bound=Callable[..., object])
 
 
@@ -45,13 +58,16 @@ class Harness(ABC):
     # Whether all of the driver's time comes from the clock that it is opened with.
     virtual: ClassVar[bool] = False
     # Seconds of a lease. Long where time is virtual; with a broker, the shortest that it
-    # keeps reliably: each test of leases waits for several.
+    # keeps reliably: each test of leases waits for several. Others have a longer one.
     lease: float = 1.0
     # A length of time where any would do: of a delay, of a message's age.
     moment: ClassVar[float] = 1.0
     # Seconds without a message after which none is under way any more. 0 where a receive
     # of what is there finds it all at once.
     quiet: ClassVar[float] = 0.3
+    # How often it must be quiet for so long. Once is enough where a consumer asks and the
+    # broker answers that there is nothing; one that sends by itself may have stood still.
+    silences: ClassVar[int] = 2
     # Seconds after which a settled message has made room, and is counted and kept no more.
     settle_interval: ClassVar[float] = 0.0
     # Seconds after which what was acknowledged stays so, though its consumer is killed.
@@ -85,6 +101,7 @@ class Harness(ABC):
         self.clock: Clock = SYSTEM_CLOCK
         self.duplicates: Counter[str] = Counter()
         self._opened: list[Topic | Subscription | Queue] = []
+        self._short_lease: float | None = None
 
     # What a driver must say ----------------------------------------------------------------
 
@@ -172,12 +189,18 @@ class Harness(ABC):
                 await self.clock.pass_time(0.05)
 
     def use_processes(self) -> None:
-        """Keep leases short, where they would be those of a clock that can be moved.
+        """Have leases that are waited for in earnest: processes have clocks of their own."""
+        self.lease = _PROCESS_LEASE
 
-        Other processes have clocks of their own.
-        """
-        if self.virtual:
-            self.lease = 1.0
+    def lengthen_leases(self) -> None:
+        """Have leases that no test sees the end of, where they would be waited for."""
+        if not self.virtual:
+            self._short_lease, self.lease = self.lease, _LONG_LEASE
+
+    def shorten_leases(self) -> None:
+        """Have the leases declared again: for a test that waits for one to run out."""
+        if self._short_lease is not None:
+            self.lease = self._short_lease
 
     async def pass_lease(self) -> None:
         """Let a lease that was taken before run out."""
@@ -186,7 +209,7 @@ class Harness(ABC):
     @property
     def slack(self) -> float:
         """Seconds by which a measured time may be too long: the machine may be busy."""
-        return 0.1 if isinstance(self.clock, ManualClock) else 2.0
+        return 0.1 if isinstance(self.clock, ManualClock) else 5.0
 
     # Opening -------------------------------------------------------------------------------
 
@@ -253,8 +276,14 @@ class Harness(ABC):
     async def rest(self, consumer: Subscription | Queue) -> list[Delivery]:
         """Return all that still comes; an empty list says that nothing does."""
         found: list[Delivery] = []
-        while more := await consumer.receive(1_000, wait=self.quiet):
+        loop = asyncio.get_running_loop()
+        silences = 0
+        while silences < self.silences:
+            began = loop.time()
+            more = await consumer.receive(1_000, wait=self.quiet)
             found += more
+            # Where this process stood still meanwhile, it has not listened.
+            silences = 0 if more else silences + (loop.time() - began < self.quiet + _ON_TIME)
         return found
 
     async def share(self, *consumers: Subscription | Queue) -> list[list[Delivery]]:
@@ -318,6 +347,8 @@ class Suite:
         # Skipped or not: what a harness has set in a driver must not stay for the next one.
         try:
             _skip_what_it_cannot(harness, request.function, capabilities)
+            if "leases" not in getattr(request.function, _NEEDS, ()):
+                harness.lengthen_leases()
             for hook in ("restart_broker", "cut_connections"):
                 if harness.offers(hook):
                     record_property("molva offers", hook)

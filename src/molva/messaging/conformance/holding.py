@@ -28,7 +28,9 @@ class Holding(Suite):
         sender, consumer = await h.sender(), await h.consumer()
         loop = asyncio.get_running_loop()
         took: list[float] = []
-        for _ in range(5):
+        # The machine may be busy; the driver may not sleep. Three of fifteen are as hard to come
+        # by for one that sleeps as one of five, and three good moments are soon found.
+        for _ in range(15):
             waiting = asyncio.create_task(consumer.receive(1, wait=PATIENCE))
             await asyncio.sleep(0.1)
             began = loop.time()
@@ -36,8 +38,10 @@ class Holding(Suite):
             [delivery] = await waiting
             took.append(loop.time() - began)
             await delivery.ack()
-        # The machine may be busy; the driver may not sleep.
-        assert min(took) < h.idle_bound
+            if sum(each < h.idle_bound for each in took) == 3:
+                break
+        else:
+            raise AssertionError(f"all but two took longer than {h.idle_bound} s: {took}")
 
     @needs("leases")
     async def test_what_was_acknowledged_does_not_come_again_after_its_lease(
@@ -57,11 +61,14 @@ class Holding(Suite):
         h.stop_clock()
         sender, slow, quick = await h.sender(), await h.consumer(), await h.consumer()
         await sender.send(Message(b"1"))
+        began = h.clock.monotonic()
         await take(slow, 1)
         await h.pass_time(h.lease * (0.99 if h.virtual else 0.3))
-        assert await quick.receive(1, wait=0.0) == []
+        early = await quick.receive(1, wait=0.0)
+        # Unless the machine stood still until the lease was over.
+        assert not early or h.clock.monotonic() - began >= h.lease
         await h.pass_time(h.lease * 0.02)
-        [again] = await take(quick, 1)
+        [again] = early or await take(quick, 1)
         assert again.message.body == b"1"
         assert again.attempt == 2 or not h.can("exact-attempts")
 
@@ -148,6 +155,7 @@ class Holding(Suite):
     async def test_an_ack_after_a_cut_settles_its_message_or_says_that_it_did_not(
         self, h: Harness
     ) -> None:
+        h.shorten_leases()
         sender, consumer = await h.sender(), await h.consumer()
         await sender.send_many([Message(b"%d" % n, key=str(n)) for n in range(10)])
         deliveries = await take(consumer, 10)
@@ -159,14 +167,18 @@ class Holding(Suite):
                 settled.add(delivery.message.body)
 
         again: list[bytes] = []
+        unsure: set[bytes] = set()  # they came, and their acks may have been lost or not
         async with asyncio.timeout(PATIENCE + h.lease + h.death_interval):
-            while len({*again, *settled}) < 10:
-                for delivery in await consumer.receive(10, wait=0.5):
-                    again.append(delivery.message.body)
-                    await delivery.ack()
+            while len({*again, *unsure, *settled}) < 10:
+                # It may still be connecting.
+                with contextlib.suppress(LeaseLostError, UnavailableError):
+                    for delivery in await consumer.receive(10, wait=0.5):
+                        unsure.add(delivery.message.body)
+                        await delivery.ack()
+                        again.append(delivery.message.body)
 
         if h.can("by-message"):
-            assert set(again) == {b"%d" % n for n in range(10)} - settled
+            assert {*again, *unsure} == {b"%d" % n for n in range(10)} - settled
             h.count_duplicates(again, most=0, why="cut connection")
 
     @needs("leases")
@@ -244,12 +256,13 @@ class Holding(Suite):
 
     @needs("by-message")
     async def test_a_closed_consumer_gives_back_exactly_what_it_held(self, h: Harness) -> None:
+        h.lease = 3 * PATIENCE  # so that nothing comes because a lease ran out
         sender, leaving, staying = await h.sender(), await h.consumer(), await h.consumer()
         await sender.send_many(numbered(5, key=None))
         deliveries = await take(leaving, 5)
         await deliveries[1].ack()
         waiting = asyncio.create_task(take(staying, 4))
-        async with asyncio.timeout(1.0 + h.idle_bound):
+        async with asyncio.timeout(PATIENCE / 2):
             await leaving.close()
             again = await waiting
 

@@ -174,11 +174,14 @@ class Queues(Suite):
         queue = await h.queue()
         await queue.send(Message(b"1"))
         [delivery] = await take(queue, 1)
+        began = h.clock.monotonic()
         await delivery.nack(delay=h.moment)
         await h.pass_time(h.moment * (0.99 if h.virtual else 0.3))
-        assert await queue.receive(1, wait=0.0) == []
+        early = await queue.receive(1, wait=0.0)
+        # Unless the machine stood still until it was due.
+        assert not early or h.clock.monotonic() - began >= h.moment
         await h.pass_time(h.moment * 0.02)
-        assert bodies(await take(queue, 1)) == [b"1"]
+        assert bodies(early or await take(queue, 1)) == [b"1"]
 
     async def test_the_last_attempt_is_followed_by_a_dead_letter(self, h: Harness) -> None:
         h.stop_clock()
@@ -327,22 +330,27 @@ class Queues(Suite):
     async def test_a_delayed_message_lets_others_pass(self, h: Harness) -> None:
         h.stop_clock()
         queue = await h.queue()
+        began = h.clock.monotonic()
         await queue.send_many([Message(b"later", delay=h.moment), Message(b"now")])
         assert bodies(await take(queue, 1)) == [b"now"]
-        assert await queue.receive(1, wait=0.0) == []
+        early = await queue.receive(1, wait=0.0)
+        # Unless the machine stood still until it was due.
+        assert not early or h.clock.monotonic() - began >= h.moment
         if h.can("exact-stat"):
             stat = await queue.stat()
             assert stat is not None
-            assert (stat.delayed, stat.held) == (1, 1)
+            if h.clock.monotonic() - began < h.moment:
+                assert (stat.delayed, stat.held) == (1, 1)
         await h.pass_time(h.moment * 1.02)
-        assert bodies(await take(queue, 1)) == [b"later"]
+        assert bodies(early or await take(queue, 1)) == [b"later"]
 
     @needs("delay")
     async def test_a_waiting_consumer_wakes_for_a_delayed_message(self, h: Harness) -> None:
+        h.let_only_wake_ups_wake()
         queue = await h.queue()
         await queue.send(Message(b"1", delay=0.2))
-        async with asyncio.timeout(0.2 + h.idle_bound + 1.0):
-            assert bodies(await queue.receive(1, wait=5.0)) == [b"1"]
+        async with asyncio.timeout(PATIENCE):
+            assert bodies(await queue.receive(1, wait=3 * PATIENCE)) == [b"1"]
 
     @needs("in-process")
     async def test_the_order_of_a_key_is_kept_across_failures(self, h: Harness) -> None:
@@ -421,7 +429,7 @@ class Queues(Suite):
         await queue.send(Message(b"1"))
         sending = asyncio.create_task(queue.send(Message(b"2")))
         await asyncio.sleep(0.01)
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(PATIENCE):
             await queue.close()
         with pytest.raises(QueueFullError):
             await sending
@@ -429,6 +437,7 @@ class Queues(Suite):
     # At most once -----------------------------------------------------------------------
 
     async def test_at_most_once_never_hands_over_twice(self, h: Harness) -> None:
+        h.shorten_leases()
         h.stop_clock()
         queue = await h.queue(delivery="at-most-once")
         await queue.send_many(numbered(3, key=None))

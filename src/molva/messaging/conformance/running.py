@@ -211,18 +211,17 @@ class Running(Suite):
     async def test_stop_ends_run_after_the_handlers_under_way(self, h: Harness) -> None:
         topic, subscription = await h.topic(), await h.subscription()
         await topic.send_many([Message(b"%d" % n, key=str(n)) for n in range(20)])
-        started, finished = asyncio.Event(), 0
+        begun, finished = 0, 0
         go_on = asyncio.Event()
 
         async def handle(_: Delivery) -> None:
-            nonlocal finished
-            started.set()
+            nonlocal begun, finished
+            begun += 1
             await go_on.wait()
             finished += 1
 
         async with running_with(subscription, handle, concurrency=2) as running:
-            await started.wait()
-            await asyncio.sleep(0)
+            await eventually(lambda: begun == 2)
             subscription.stop()
             await asyncio.sleep(0.02)
             assert not running.done()
