@@ -34,6 +34,7 @@ _ABOUT_NO_MESSAGE = (
     "%s: %s: its consumer is too slow",
     "%s: something was published that is no message",
     # Redis: of entries that are no messages, and what is gone from the server.
+    "nats: %s was changed by somebody else and throws away",
     "redis: an entry of topic",
     "redis: subscription %r of topic %r was gone",
     "redis: queue %r is gone",

@@ -6,7 +6,14 @@ from collections import Counter
 
 import pytest
 
-from molva.messaging import Delivery, Message, Subscription, open_subscription, open_topic
+from molva.messaging import (
+    Delivery,
+    Message,
+    Subscription,
+    open_queue,
+    open_subscription,
+    open_topic,
+)
 
 URL = "memory://{}?topic=t"
 
@@ -140,3 +147,31 @@ async def test_a_second_cancel_as_the_last_handler_ends_is_a_cancel() -> None:
 
         with pytest.raises(asyncio.CancelledError):
             await running
+
+
+async def test_what_may_have_killed_others_runs_alone() -> None:
+    url = "memory://alone?queue=q&lease=0.2"
+    async with await open_queue(url, max_attempts=1) as queue:
+        await queue.send_many([Message(b"%d" % n) for n in range(6)])
+        assert len(await queue.receive(6)) == 6
+        await asyncio.sleep(0.3)
+        await queue.send_many([Message(b"new") for _ in range(20)])
+        running = alone = done = 0
+
+        async def handle(delivery: Delivery) -> None:
+            nonlocal running, alone, done
+            running += 1
+            if delivery.attempt > 1:
+                alone += running == 1
+            await asyncio.sleep(0.01)
+            if delivery.attempt > 1:
+                alone += running == 1
+            running -= 1
+            done += 1
+            if done == 26:
+                queue.stop()
+
+        async with asyncio.timeout(20.0):
+            await queue.run(handle, concurrency=4)
+        assert alone == 12
+        assert await queue.dead_letters() == []

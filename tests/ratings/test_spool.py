@@ -554,7 +554,7 @@ class TestDying:
             await site.pass_time(65.0)  # it is looked into twice more
 
             assert (await look_into(site.file(2))).dead == 1
-            assert (await first.dead_letters(), first.length) == (1, 0)
+            assert (first.dead_letters, first.length) == (1, 0)
         told = [line.getMessage() for line in caplog.records if "spool/2" in line.getMessage()]
         assert len(told) == 2
         assert "dead letter here: " in told[0]
@@ -569,7 +569,7 @@ class TestDying:
             site.broker.too_large, site.broker.away = {b"large"}, False
             await site.until(lambda: not first.is_away)
             await site.pass_time(65.0)
-            assert await first.dead_letters() == 1
+            assert first.dead_letters == 1
 
             site.broker.too_large = set()
             # As `molva queue replay` does.
@@ -582,7 +582,7 @@ class TestDying:
             await site.until(lambda: len(SpoolFolder(site.settings.folder).look()) == 1)
             await site.until(lambda: not first.is_away)
 
-            assert (await first.dead_letters(), first.length) == (0, 0)
+            assert (first.dead_letters, first.length) == (0, 0)
         assert site.failures == []
 
     async def test_a_failed_fsync_in_one_that_was_left_over_ends_the_process(

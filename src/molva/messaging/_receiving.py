@@ -11,6 +11,7 @@ from itertools import repeat
 from typing import Final, TypeVar, cast, final
 
 from molva._base.outage import Outage
+from molva._base.waiting import first_of
 from molva.messaging._about import about
 from molva.messaging._ahead import Ahead
 from molva.messaging._batching import Batcher
@@ -159,11 +160,14 @@ class Receiving(Opened):
             self._is_careful = False
             if not raw:
                 return []
+            buried = self.received.rejected
             found = await self._deliveries(raw)
-            if found:
+            left = deadline - self._clock.monotonic()
+            # Where nothing could be buried, the same ones come again.
+            if found or (left <= 0 and self.received.rejected == buried):
                 return found
             # All of them were expired, or tried too often.
-            wait = max(0.0, deadline - self._clock.monotonic())
+            wait = max(0.0, left)
 
     async def settle(
         self,
@@ -343,7 +347,11 @@ class Receiving(Opened):
         with watched():
             try:
                 while room := await runner.room():
-                    for delivery in await self._receive_patiently(room):
+                    found = await self._receive_patiently(room)
+                    if self._is_careful:
+                        await self._run_alone(runner, found)
+                        continue
+                    for delivery in found:
                         runner.start(delivery)
             except asyncio.CancelledError:
                 runner.cancel()
@@ -351,6 +359,28 @@ class Receiving(Opened):
             finally:
                 await runner.finish(self._drain_seconds)
                 await keeper.close()
+
+    async def _run_alone(self, runner: Runner, suspects: Sequence[Delivery]) -> None:
+        """Run a handler when no other runs, and receive nothing meanwhile.
+
+        Whatever else were in our hands would be taken for the killer as well.
+        """
+        keeper = self._keeper()
+        for delivery in suspects:
+            keeper.hold(delivery)
+        try:
+            await first_of(runner.idle(), self._stopping.wait())
+        except BaseException:
+            await self._give_back(suspects)
+            raise
+        finally:
+            await keeper.close()
+        if self._stopping.is_set():
+            await self._give_back(suspects)
+            return
+        for delivery in suspects:
+            runner.start(delivery)
+        await first_of(runner.idle(), self._stopping.wait())
 
     def stop(self, *, timeout: float | None = None) -> None:
         """End iterating and ``run``, after the handlers under way.

@@ -124,6 +124,12 @@ class Runner:
             await first_of(self._freed.wait(), stopping.wait())
         return 0 if stopping.is_set() else self._ahead.size - self._held
 
+    async def idle(self) -> None:
+        """Wait until nothing is held any more."""
+        while self._held:
+            self._freed.clear()
+            await self._freed.wait()
+
     def start(self, delivery: Delivery) -> None:
         """Run the handler for a delivery, behind those of its key."""
         self._held += 1

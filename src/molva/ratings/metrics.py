@@ -57,7 +57,6 @@ class Metrics:
         self._capacity = capacity
         self._spool = spool
         self._broker: Final = _OfBroker(subscription)
-        self._spools: Final = _OfSpools()
         process = None if siblings is None else siblings.process
         self._own: Final = CollectorRegistry(auto_describe=False)
         for collector in (
@@ -69,11 +68,9 @@ class Metrics:
             self._own.register(collector if process is None else _Labelled(collector, process))
         self._shared: Final = CollectorRegistry(auto_describe=False)
         self._shared.register(self._broker)
-        if spool is not None:
-            self._shared.register(self._spools)
 
     async def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format: of all siblings, broker and spools."""
+        """Return all metrics in Prometheus' text format: of all siblings, and of the broker."""
         topic = self._topic()
         self._broker.capacity = None
         if topic is not None:
@@ -84,8 +81,6 @@ class Metrics:
         if topic is not None and not (self._spool is not None and self._spool.is_away):
             with contextlib.suppress(MessagingError):
                 self._broker.stat = await topic.stat()
-        if self._spool is not None:
-            self._spools.dead = await self._spool.dead_letters()
         others = [] if self._siblings is None else await self._siblings.others()
         return merged([self.own_text(), *others, generate_latest(self._shared)])
 
@@ -189,17 +184,10 @@ class _OfSpool(_Undescribed):
         yield CounterMetricFamily(
             "molva_spool_refused", "Ratings that the spool had no room for", spool.refused
         )
-
-
-@final
-class _OfSpools(_Undescribed):
-    """What all spools of this machine hold. Every process would say the same."""
-
-    dead = 0
-
-    def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
-            "molva_spool_dead_letters", "Ratings that the broker refused for good", self.dead
+            "molva_spool_dead_letters",
+            "Ratings that the broker refused for good",
+            spool.dead_letters,
         )
 
 

@@ -80,6 +80,8 @@ class Outbox:
         # Handed over to us, and not confirmed by the broker.
         self._held: list[Delivery] = []
         self._oldest_at_us: int | None = None
+        # Ratings that the broker refused for good.
+        self.dead = 0
 
     @classmethod
     async def open(cls, url: str, *, limit: int | None, clock: Clock) -> Self:
@@ -106,7 +108,11 @@ class Outbox:
             await subscription.close()
             raise
         outbox = cls(topic, subscription, clock)
-        await outbox.recount()
+        try:
+            await outbox.recount()
+        except BaseException:
+            await outbox.close()
+            raise
         return outbox
 
     @property
@@ -170,6 +176,7 @@ class Outbox:
                 if _is_final(error):
                     refused = [(part[place], Action.REJECT)]
                     await self._subscription.settle(refused, reason=str(error))
+                    self.dead += 1
                     _logger.warning(
                         "%r: the broker refused %s for good, it is a dead letter here: %s",
                         self._subscription,
@@ -187,8 +194,8 @@ class Outbox:
         obstacles = (error for error in failures.values() if not _is_final(error))
         return Progress(len(part) - len(kept), next(obstacles, None))
 
-    async def recount(self) -> SubscriptionStat:
-        """Ask the file what is in it, where somebody else may have changed that; return it.
+    async def recount(self) -> None:
+        """Ask the file what is in it, where somebody else may have changed that.
 
         It never tells too few; for a quarter of a second it may tell too many, and then is
         asked again, because nothing comes. Not to be called while ``forward`` runs.
@@ -197,9 +204,8 @@ class Outbox:
         stored = self._topic.counters.stored
         stat = await self._subscription.stat()
         assert stat is not None, "a queue file can always tell what waits"
-        self._found, self._gone = stat.pending, stored
+        self._found, self._gone, self.dead = stat.pending, stored, stat.dead
         self._oldest_at_us = self._clock.now_us() - round((stat.oldest_seconds or 0.0) * 1e6)
-        return stat
 
     async def close(self) -> None:
         """Note how far it is emptied; release the file."""

@@ -43,7 +43,7 @@ from molva.messaging import (
     Topic,
     UnavailableError,
 )
-from molva.ratings.outbox import Outbox, Progress, look_into
+from molva.ratings.outbox import Outbox, Progress
 from molva.ratings.spool_folder import SpoolFile, SpoolFolder
 
 __all__ = ["ForgetfulLedgerError", "Spool", "SpoolRefusedError", "SpoolSettings", "means_away"]
@@ -169,6 +169,7 @@ class Spool:
         self._on_failure = on_failure
         # What was left over by others and is being sent on.
         self._adopted: Outbox | None = None
+        self._left_dead = 0
         # Set while there may be something in the outbox; and unless new ratings have to wait.
         self._left, self._open = asyncio.Event(), asyncio.Event()
         self._outage = self._new_outage("the broker is away, and ratings wait in the spool")
@@ -269,14 +270,13 @@ class Spool:
         """How many ratings were stored in the spool since this process started."""
         return self._outbox.stored
 
-    async def dead_letters(self) -> int:
-        """Return how many ratings the broker refused for good, in all spools of this machine."""
-        number = 0
-        for url, _ in self._folder.look():
-            # One that is damaged is told of by whoever takes or adopts it.
-            with contextlib.suppress(MessagingError):
-                number += (await look_into(url)).dead
-        return number
+    @property
+    def dead_letters(self) -> int:
+        """How many ratings the broker refused for good, in this spool and those left over.
+
+        Those left over as of the last look into them, half a minute ago at most.
+        """
+        return self._outbox.dead + self._left_dead
 
     # Storing ----------------------------------------------------------------------------
 
@@ -412,22 +412,24 @@ class Spool:
         """Send on what other processes have left over, and what was sent back, now and then."""
         while True:
             self._left.set()  # to look into our own, too
+            dead = 0
             with contextlib.closing(self._folder.left_over()) as every:
                 for file in every:
                     try:
-                        await self._empty(file)
+                        dead += await self._empty(file)
                     except BrokenBrokerError:
                         raise  # passes only with this process
                     except MessagingError as error:
                         # Damaged, or of a newer version. The others go on.
                         _logger.error("%s cannot be sent on: %s", file.folder, error)
+            self._left_dead = dead
             await self._clock.sleep(_ADOPT)
 
-    async def _empty(self, file: SpoolFile) -> None:
+    async def _empty(self, file: SpoolFile) -> int:
         """Send on all that lies in a spool that was left over, then remove it.
 
         What the broker refused for good stays there, and the file with it: to be seen, and to be
-        sent on where somebody makes it wait again.
+        sent on where somebody makes it wait again. Returns how many those are.
         """
         outbox = await Outbox.open(file.url, limit=None, clock=self._clock)
         self._adopted = outbox
@@ -437,7 +439,7 @@ class Spool:
             while True:
                 if outbox.is_empty:
                     # Counting along does not see a dead letter that is sent back just now.
-                    left = await outbox.recount()
+                    await outbox.recount()
                     if outbox.is_empty:
                         break
                 if self.broker is None or self.is_away:
@@ -449,15 +451,16 @@ class Spool:
         finally:
             self._adopted = None
             await outbox.close()
-        if not left.dead:
+        if not outbox.dead:
             file.remove()
         if found:
             _logger.warning(
                 "%s: %d ratings that were left over were sent on; %d dead letters are kept there",
                 file.folder,
                 found,
-                left.dead,
+                outbox.dead,
             )
+        return outbox.dead
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         """Run what must run for as long as this process does."""

@@ -413,14 +413,19 @@ class AMQPConsumer:
         done: list[int] = []
         back: list[int] = []
         stored: list[int] = []
+        seen: set[Token] = set()
         for place, settlement in enumerate(settlements):
+            if settlement.token in seen:
+                # One may be told twice in a call: acknowledged, cancelled, given back. The first
+                # stands.
+                continue
+            seen.add(settlement.token)
             if settlement.action is Action.ACK:
                 done.append(place)
             elif self._holds(settlement.token):
                 (back if self._is_counted(settlement) else stored).append(place)
         # A server that is full takes its time to say so: these do not wait for it.
         await self._settle(settlements, done, back, outcomes)
-        # One may be told twice in a call: acknowledged, cancelled, given back.
         stored = [place for place in stored if self._holds(settlements[place].token)]
         if not stored:
             return outcomes
@@ -464,7 +469,11 @@ class AMQPConsumer:
         """Say what could not be stored, and wait: it comes again at once, and may fail again."""
         for settlement, problem in zip(settlements, problems, strict=True):
             # A full queue has no room for a copy, but for the message that it has.
-            is_full = isinstance(problem, RefusedError) and settlement.gives_back
+            is_full = (
+                isinstance(problem, RefusedError)
+                and settlement.gives_back
+                and settlement.delay <= 0
+            )
             if problem is None or is_full or not self._holds(settlement.token):
                 continue
             self._log.warning(

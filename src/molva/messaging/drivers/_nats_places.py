@@ -7,7 +7,7 @@ told: neither may pass in silence.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, final
 
 from molva._base.clock import Clock
@@ -114,7 +114,11 @@ class Place:
             await self.kept.open()
         else:
             found = await self.found_stream()
-            self.jetstream.check(found, wanted)
+            if odd := found.throws_away(wanted):
+                raise IncompatibleBrokerError(
+                    f"nats: {self.names.shown} would not keep what it is given ({_shown(odd)}); "
+                    f"choose a prefix=, or correct stream {self.names.stream!r}"
+                )
         self._stream = found
         return found
 
@@ -150,7 +154,7 @@ class Place:
         kept = ("deliver_policy", "opt_start_seq", "opt_start_time", "num_replicas")
         settings = {**wanted, **{k: found.settings[k] for k in kept if k in found.settings}}
         if odd:
-            shown = ", ".join(f"{name}={value}" for name, value in odd.items())
+            shown = _shown(odd)
             _logger.warning(
                 "nats: consumer %r of %s was changed by somebody else (%s); set right again",
                 found.name,
@@ -178,7 +182,7 @@ class Place:
             stream = await self.open()
             _logger.warning("nats: %s was gone from the server; made anew", self.names.shown)
         else:
-            self.jetstream.check(stream, self._settings())
+            self._tell_what_is_thrown_away(stream)
         self._stream = stream
         if held_by is None:
             return False
@@ -197,6 +201,16 @@ class Place:
         assert self._consumer is not None
         assert before is not None
         return (before.created, held_by.created) != (stream.created, self._consumer.created)
+
+    def _tell_what_is_thrown_away(self, stream: Stream) -> None:
+        # No error: what is here can still be settled, and nobody would be better off.
+        if odd := stream.throws_away(self._settings()):
+            _logger.error(
+                "nats: %s was changed by somebody else and throws away what nobody has settled "
+                "(%s); correct it",
+                self.names.shown,
+                _shown(odd),
+            )
 
     async def look_after(self) -> bool:
         """Look at the consumer now and then, and delete what all have settled.
@@ -334,6 +348,10 @@ class Place:
         removed = await self.jetstream.delete_consumer(names.stream, names.consumer)
         await self.kept.purge_all()
         return removed
+
+
+def _shown(odd: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in odd.items())
 
 
 async def _some_time(once: Callable[[], Awaitable[bool]]) -> bool:

@@ -28,6 +28,7 @@ __all__ = [
     "APIError",
     "Consumer",
     "JetStream",
+    "NoLeaderError",
     "Stream",
     "age_of",
     "consumer_settings",
@@ -111,6 +112,18 @@ class Stream:
         """Whether it was told its first number."""
         return int(self.settings.get("first_seq") or 0) > 1
 
+    def throws_away(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings by which it deletes what nobody has settled."""
+        found = self.settings
+        odd = {} if found.get("discard") == wanted["discard"] else {"discard": found.get("discard")}
+        if found.get("max_age"):
+            odd["max_age"] = found["max_age"]
+        # All messages are of one subject, and the oldest of a subject makes room for a new one.
+        most = found.get("max_msgs_per_subject") or -1
+        if most > 0 and most != wanted["max_msgs_per_subject"]:
+            odd["max_msgs_per_subject"] = most
+        return odd
+
     @property
     def in_file(self) -> bool:
         """Whether it is on a disk."""
@@ -167,8 +180,8 @@ class Consumer:
 
 # What of a consumer must be as it was made. Its lease may be another's.
 _MUST_BE: Final = ("ack_policy", "max_deliver", "filter_subject", "replay_policy")
-# Fewer, and consumers wait for each other, and for nothing.
-_AT_LEAST: Final = ("max_ack_pending", "max_waiting")
+# Less, and consumers wait for each other.
+_AT_LEAST: Final = ("max_ack_pending",)
 _MUST_NOT_BE: Final = (
     *("backoff", "headers_only", "pause_until", "inactive_threshold", "deliver_subject"),
     *("filter_subjects", "max_batch", "max_expires", "max_bytes", "mem_storage", "rate_limit_bps"),
@@ -257,6 +270,10 @@ def _name_in(settings: Mapping[str, Any]) -> str:
         return str(settings.get("durable_name") or settings.get("name"))
 
 
+class NoLeaderError(UnavailableError):
+    """Consumers of a cluster have no leader now, and are in no list."""
+
+
 @final
 class JetStream:
     """Asks a server about streams and consumers."""
@@ -328,7 +345,7 @@ class JetStream:
                 found = await self.stream(str(wanted["name"]))
                 if found is None:
                     raise self.explained(error) from error
-        self.check(found, wanted)
+        self._check(found, wanted)
         if wanted.get(_BATCHES) and not found.takes_batches:
             return await self._let_batches_in(found)
         return found
@@ -342,25 +359,16 @@ class JetStream:
             _logger.info("nats: stream %r takes no batches: %s", settings["name"], error)
             return found
 
-    def check(self, found: Stream, wanted: Mapping[str, Any]) -> None:
-        """Refuse a stream that would lose what it is given.
-
-        Raises:
-            IncompatibleBrokerError: It throws away what is old, or too much, or confirms nothing.
-        """
+    def _check(self, found: Stream, wanted: Mapping[str, Any]) -> None:
+        """Refuse a stream that would lose what it is given."""
         settings = found.settings
-        odd = {
+        odd = found.throws_away(wanted)
+        odd |= {
             name: settings.get(name)
-            for name in ("retention", "subjects", "discard")
+            for name in ("retention", "subjects")
             if settings.get(name) != wanted[name]
         }
         odd |= {name: True for name in ("no_ack", "sealed") if settings.get(name)}
-        if settings.get("max_age"):
-            odd["max_age"] = settings["max_age"]
-        # All messages are of one subject, and the oldest of a subject makes room for a new one.
-        most = settings.get("max_msgs_per_subject") or -1
-        if most > 0 and most != wanted["max_msgs_per_subject"]:
-            odd["max_msgs_per_subject"] = most
         if odd:
             shown = ", ".join(f"{name}={value}" for name, value in odd.items())
             raise IncompatibleBrokerError(
@@ -380,7 +388,11 @@ class JetStream:
             raise self.explained(error) from error
 
     async def consumers(self, stream: str) -> list[Consumer]:
-        """Return all consumers of a stream."""
+        """Return all consumers of a stream.
+
+        Raises:
+            NoLeaderError: Some of them do not answer.
+        """
         found: list[Consumer] = []
         while True:
             try:
@@ -393,7 +405,7 @@ class JetStream:
             found += some
             if missing := page.get("missing"):
                 # In a cluster it answers without those whose leader does not.
-                raise UnavailableError(
+                raise NoLeaderError(
                     f"{self._link.address}: consumers {', '.join(missing)} of stream {stream!r} do "
                     "not answer; they have no leader now"
                 )

@@ -103,7 +103,7 @@ from molva.messaging.drivers._nats_opening import (
 )
 from molva.messaging.drivers._nats_places import Place
 from molva.messaging.drivers._nats_sending import Sends
-from molva.messaging.drivers._nats_streams import JetStream, Stream
+from molva.messaging.drivers._nats_streams import JetStream, NoLeaderError, Stream
 from molva.messaging.errors import (
     IncompatibleBrokerError,
     MessagingError,
@@ -311,8 +311,12 @@ class NATSTopic:
     async def _count(self) -> tuple[int, int]:
         # In this order: what is stored in between is then seen by the server.
         stream = await self._place.found_stream()
-        every = await self._place.jetstream.consumers(self._place.names.stream)
+        try:
+            every = await self._place.jetstream.consumers(self._place.names.stream)
+        except NoLeaderError:
+            every = []
         if not every:
+            # All that is stored, which is never less than what waits.
             return stream.last, stream.messages
         return stream.last, max(one.pending + one.held for one in every)
 
