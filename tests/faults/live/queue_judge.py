@@ -139,8 +139,9 @@ def _judge_one(
                 yield "zombie: settled although another consumer had it"
         if len(begins) > max((b.attempt for b in begins), default=0):
             yield f"attempts: handed over {len(begins)} times, by its attempts fewer"
-        if any(begin.attempt > max_attempts for begin in begins):
-            yield f"attempts: tried more than {max_attempts} times"
+        # What was in the hands of consumers that died comes twice more, alone.
+        if any(begin.attempt > max_attempts + 2 for begin in begins):
+            yield f"attempts: tried more than {max_attempts} and two times"
     for letter in letters:
         if letter.reason != "poison" and letter.attempts < max_attempts:
             yield f"dead: given up after {letter.attempts} attempts: {letter.reason}"

@@ -44,7 +44,7 @@ def test_a_message_that_came_once_and_was_done_is_right() -> None:
         ((*SENT, *DONE, ("ack", 2, 3.0)), "settled"),
         ((*SENT, *DONE, ("begin", 2, 3.0)), "settled"),
         ((*SENT, ("begin", 1, 1.0), ("begin", 2, 2.0), *DONE[1:2], ("ack", 1, 3.0)), "zombie"),
-        ((*SENT, ("begin", 5, 1.0), ("done", 5, 1.0), ("ack", 5, 1.1)), "attempts"),
+        ((*SENT, ("begin", 7, 1.0), ("done", 7, 1.0), ("ack", 7, 1.1)), "attempts"),
         ((*SENT, ("begin", 1, 0.9), *DONE), "attempts"),
     ],
 )

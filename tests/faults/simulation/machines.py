@@ -58,6 +58,8 @@ _LEASE: Final = 10.25
 _LONGER: Final = 30.25
 _DELAY: Final = 3.5
 _MAX_ATTEMPTS: Final = 3
+# How often what was never settled comes beyond these, alone.
+_ALONE: Final = 2
 
 # Operations in one example.
 _STEPS: Final = 40
@@ -159,6 +161,8 @@ class LeaseMachine(_Machine):
     def begin(self) -> None:
         """Begin with two consumers, and something to do."""
         self.consumers = [self._open(), self._open()]
+        # Whether the last that a consumer got may have killed others: then it takes one.
+        self.careful = [False, False]
         for _ in range(4):
             self.publish(0.0)
         self.deliver(0, 3)
@@ -184,13 +188,28 @@ class LeaseMachine(_Machine):
 
     @rule(consumer=st.integers(0, 1), limit=st.integers(1, 3))
     def deliver(self, consumer: int, limit: int) -> None:
-        """Receive: what is ready, oldest first; what was tried too often is buried."""
+        """Receive: what is ready, oldest first; what was tried too often comes alone, then dies."""
         found = self.do(self.consumers[consumer].receive(limit, wait=0.0))
+        if self.careful[consumer]:
+            limit_now, self.careful[consumer] = 1, False
+        else:
+            limit_now = limit
         ready = sorted((w.number, id_) for id_, w in self.waiting.items() if w.ready_at <= self.now)
         expected: list[bytes] = []
         # A batch of which every message was tried too often is buried, and the next one read.
         while ready and not expected:
-            batch, ready = ready[:limit], ready[limit:]
+            batch, ready = ready[:limit_now], ready[limit_now:]
+            limit_now = limit
+            suspects = [
+                id_ for _, id_ in batch if 0 <= self.waiting[id_].attempt - _MAX_ATTEMPTS < _ALONE
+            ]
+            if suspects:
+                expected = suspects[:1]
+                self.careful[consumer] = True
+                for _, id_ in batch:
+                    # Taken, and given back: whoever held it has lost it.
+                    self.waiting[id_].holder = None
+                continue
             for _, id_ in batch:
                 if self.waiting[id_].attempt >= _MAX_ATTEMPTS:
                     del self.waiting[id_]
@@ -264,6 +283,7 @@ class LeaseMachine(_Machine):
         if orderly:
             self.do(closed.close())
         self.consumers[consumer] = self._open()
+        self.careful[consumer] = False
         if not orderly:
             return
         for waiting in self.waiting.values():
