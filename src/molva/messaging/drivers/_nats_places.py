@@ -7,7 +7,7 @@ told: neither may pass in silence.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, final
 
 from molva._base.clock import Clock
@@ -21,6 +21,7 @@ from molva.messaging.drivers._nats_streams import (
     Stream,
     age_of,
     consumer_settings,
+    shown_settings,
     stream_settings,
 )
 from molva.messaging.errors import (
@@ -116,8 +117,9 @@ class Place:
             found = await self.found_stream()
             if odd := found.throws_away(wanted):
                 raise IncompatibleBrokerError(
-                    f"nats: {self.names.shown} would not keep what it is given ({_shown(odd)}); "
-                    f"choose a prefix=, or correct stream {self.names.stream!r}"
+                    f"nats: {self.names.shown} would not keep what it is given "
+                    f"({shown_settings(odd)}); choose a prefix=, or correct stream "
+                    f"{self.names.stream!r}"
                 )
         self._stream = found
         return found
@@ -154,7 +156,7 @@ class Place:
         kept = ("deliver_policy", "opt_start_seq", "opt_start_time", "num_replicas")
         settings = {**wanted, **{k: found.settings[k] for k in kept if k in found.settings}}
         if odd:
-            shown = _shown(odd)
+            shown = shown_settings(odd)
             _logger.warning(
                 "nats: consumer %r of %s was changed by somebody else (%s); set right again",
                 found.name,
@@ -209,7 +211,7 @@ class Place:
                 "nats: %s was changed by somebody else and throws away what nobody has settled "
                 "(%s); correct it",
                 self.names.shown,
-                _shown(odd),
+                shown_settings(odd),
             )
 
     async def look_after(self) -> bool:
@@ -348,10 +350,6 @@ class Place:
         removed = await self.jetstream.delete_consumer(names.stream, names.consumer)
         await self.kept.purge_all()
         return removed
-
-
-def _shown(odd: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in odd.items())
 
 
 async def _some_time(once: Callable[[], Awaitable[bool]]) -> bool:

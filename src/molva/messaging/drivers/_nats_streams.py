@@ -34,6 +34,7 @@ __all__ = [
     "consumer_settings",
     "error_of",
     "kept_settings",
+    "shown_settings",
     "stream_settings",
 ]
 
@@ -370,10 +371,10 @@ class JetStream:
         }
         odd |= {name: True for name in ("no_ack", "sealed") if settings.get(name)}
         if odd:
-            shown = ", ".join(f"{name}={value}" for name, value in odd.items())
             raise IncompatibleBrokerError(
                 f"{self._link.address}: stream {wanted['name']!r} was set up by somebody else and "
-                f"would not keep what it is given ({shown}); choose a prefix=, or correct it"
+                f"would not keep what it is given ({shown_settings(odd)}); choose a prefix=, or "
+                "correct it"
             )
 
     # Consumers --------------------------------------------------------------------------
@@ -489,6 +490,11 @@ class JetStream:
         if error.code == _NO_CLUSTER:
             return InvalidURLError(f"{error}; leave replicas= out, or name servers of a cluster")
         return UnavailableError(str(error))
+
+
+def shown_settings(settings: Mapping[str, object]) -> str:
+    """Return settings of a stream or consumer as errors and the log show them."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def error_of(answer: Mapping[str, Any]) -> tuple[int, str]:
