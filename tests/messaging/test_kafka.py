@@ -2,9 +2,11 @@
 
 import asyncio
 import itertools
+import time
 import uuid
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from molva.messaging.conformance import Harness, TopicConformance
@@ -56,14 +58,34 @@ def murmur2_lane(key: str, lanes: int) -> int:
     return (h & 0x7FFFFFFF) % lanes
 
 
-def remove_topics(url: str, prefix: str) -> None:
-    """Remove the topics whose names begin so: a server with thousands of them is slow."""
+def remove_topics(url: str, prefix: str, within: float = 90.0) -> None:
+    """Remove the topics whose names begin so: a server with thousands of them is slow.
+
+    A server that was held or killed a moment ago may have no controller yet, and a client that
+    learned that may wait for one in vain: another is asked, until ``within`` seconds are over.
+    """
     server = url.partition("://")[2].partition("?")[0].rpartition("@")[2].rstrip("/")
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return _remove_topics_once(server, prefix)
+        except KafkaException:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _remove_topics_once(server: str, prefix: str) -> None:
     admin = AdminClient({"bootstrap.servers": server})
     names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(prefix)]
     if names:
-        for future in admin.delete_topics(names).values():
-            future.result()
+        for future in admin.delete_topics(names, request_timeout=10).values():
+            try:
+                future.result()
+            except KafkaException as failure:
+                # An earlier try removed it, and its answer was lost.
+                if failure.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
 
 
 class TestKafka(TopicConformance):
