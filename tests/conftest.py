@@ -99,6 +99,15 @@ class MolvaProcess:
             time.sleep(0.02)
         raise AssertionError(f"{count} ratings were not counted, only {found}: {self.log}")
 
+    def wait_working(self, workers: int, seconds: float = 60.0) -> "MolvaProcess":
+        """Wait until so many workers take ratings: HTTP may be ready before they are."""
+        deadline = time.monotonic() + seconds
+        while self.log.count("molva work: taking ratings") < workers:
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
+        return self
+
     def children(self) -> dict[str, psutil.Process]:
         """Return the service's processes by their command: serve, work."""
         found = {}
