@@ -4,7 +4,7 @@ from molva.messaging.drivers._nats_link import NATSAddress, NATSLink
 from molva.messaging.drivers._nats_opening import NATSServer
 from molva.messaging.url import BrokerURL
 from tests.brokers.nats import program_version
-from tests.brokers.server import ensure_local
+from tests.brokers.server import ensure_local, wait_ready
 from tests.brokers.table import KINDS
 from tests.conftest import skip_without
 
@@ -40,6 +40,6 @@ def need_present(*, since: tuple[int, int], what: str) -> None:
 
 
 def _version(url: str) -> tuple[int, ...]:
-    version = KINDS["nats"].probe(url)
+    version = wait_ready(KINDS["nats"], url)
     assert version is not None
     return tuple(map(int, version.split(".")))

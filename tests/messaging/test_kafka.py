@@ -27,17 +27,21 @@ class KafkaHarness(Harness):
     def __init__(self, url: str) -> None:
         super().__init__()
         self.prefix = f"t{uuid.uuid4().hex[:8]}-"
-        self._url = with_options(url, session="4", grace="3")
+        self._server_url = url
+        self._session = "4"
 
     def base_url(self) -> str:
-        return self._url
+        return with_options(self._server_url, session=self._session, grace="3")
+
+    def lengthen_sessions(self) -> None:
+        self._session = "120"
 
     def key_in_lane(self, lane: int, lanes: int) -> str:
         return next(k for k in map(str, itertools.count()) if murmur2_lane(k, lanes) == lane)
 
     async def close(self) -> None:
         await super().close()
-        await asyncio.to_thread(remove_topics, self._url, self.prefix)
+        await asyncio.to_thread(remove_topics, self._server_url, self.prefix)
 
 
 def murmur2_lane(key: str, lanes: int) -> int:

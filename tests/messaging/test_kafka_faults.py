@@ -195,12 +195,12 @@ async def test_a_stopped_broker_is_bounded_errors_and_no_restart_of_ours(
             await topic.send(Message(b"lost, perhaps"))
         with pytest.raises(SendManyError) as failures:
             await topic.send_many(numbered(3))
-        assert time.monotonic() - began < 8.0
+        assert time.monotonic() - began < 15.0
         assert {type(e).__mro__[1] for e in failures.value.failures.values()} == {UnavailableError}
     finally:
         await asyncio.to_thread(behind.server.resume)
 
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(90.0):
         await send_surely(topic, Message(b"after"))
         got: list[bytes] = []
         while b"after" not in got:
@@ -222,6 +222,6 @@ async def test_closing_is_bounded_while_the_broker_is_stopped(
         began = time.monotonic()
         await subscription.close()
         await topic.close()
-        assert time.monotonic() - began < 10.0
+        assert time.monotonic() - began < 20.0
     finally:
         await asyncio.to_thread(behind.server.resume)

@@ -7,7 +7,7 @@ import nats
 import pytest
 
 from molva.messaging import with_options
-from molva.messaging.conformance import Harness, QueueConformance, TopicConformance
+from molva.messaging.conformance import PATIENCE, Harness, QueueConformance, TopicConformance
 from molva.messaging.driver import Capabilities
 from molva.messaging.drivers import _nats_consumer
 from molva.messaging.drivers import nats as driver
@@ -44,7 +44,8 @@ class NATSHarness(Harness):
         client = await nats.connect(self._server_url)
         try:
             stream = Names(self._prefix, "topic", topic).stream
-            return (await client.jetstream().stream_info(stream)).state.messages
+            streams = client.jetstream(timeout=PATIENCE)
+            return (await streams.stream_info(stream)).state.messages
         finally:
             await client.close()
 
@@ -52,12 +53,14 @@ class NATSHarness(Harness):
         await super().close()
         self._patch.undo()
         client = await nats.connect(self._server_url)
-        streams = client.jetstream()
-        for found in await streams.streams_info():
-            name = found.config.name or ""
-            if name.startswith(f"{self._prefix}_"):
-                await streams.delete_stream(name)
-        await client.close()
+        try:
+            streams = client.jetstream(timeout=PATIENCE)
+            for found in await streams.streams_info():
+                name = found.config.name or ""
+                if name.startswith(f"{self._prefix}_"):
+                    await streams.delete_stream(name)
+        finally:
+            await client.close()
 
 
 def one_server(best: Capabilities) -> Capabilities:

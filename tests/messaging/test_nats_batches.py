@@ -20,7 +20,7 @@ from molva.messaging import (
     open_topic,
     with_options,
 )
-from molva.messaging.conformance import bodies, take
+from molva.messaging.conformance import PATIENCE, bodies, take
 from molva.messaging.drivers import _nats_link
 from molva.messaging.drivers._nats_messages import Names
 from tests.brokers import private_nats
@@ -273,11 +273,13 @@ async def test_a_stream_that_is_gone_is_made_anew(url: str, client: Client, name
 async def _until_stored(url: str, names: Names, number: int) -> None:
     """Wait until a stream has so many messages."""
     client = await nats.connect(url)
-    # The driver gives up an answer after four seconds.
-    async with asyncio.timeout(3.0):
-        while (await client.jetstream().stream_info(names.stream)).state.messages < number:
-            await asyncio.sleep(0.02)
-    await client.close()
+    streams = client.jetstream(timeout=PATIENCE)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while (await streams.stream_info(names.stream)).state.messages < number:
+                await asyncio.sleep(0.02)
+    finally:
+        await client.close()
 
 
 async def test_an_answer_that_is_lost_is_no_second_batch() -> None:

@@ -39,7 +39,7 @@ def url(nats_url: str) -> str:
 @pytest.fixture
 async def streams(nats_url: str) -> AsyncIterator[JetStreamContext]:
     client = await nats.connect(nats_url)
-    yield client.jetstream()
+    yield client.jetstream(timeout=PATIENCE)
     await client.close()
 
 

@@ -353,7 +353,7 @@ async def ride_out(
     await asyncio.sleep(AWAY)
     assert not running.done(), "run ended while the broker was away"
     await asyncio.to_thread(server.start if how == "killed" else server.resume)
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(90.0):
         await send_surely(sender, Message(b"after"))
         while not got[b"after"]:
             await asyncio.sleep(0.02)

@@ -626,7 +626,7 @@ async def test_what_a_killed_requester_left_expires_and_nothing_of_the_living(
                 await asyncio.sleep(0.5)
 
         assert f"{kept}\t" in told
-        assert (await requester.ask(Message(b"a"), timeout=5.0)).body == b"A"
+        assert (await requester.ask(Message(b"a"), timeout=PATIENCE)).body == b"A"
         responder.stop()
         await answering
     await doomed._inbox._topic.close()
@@ -853,7 +853,7 @@ async def test_a_full_memory_refuses_what_is_sent_in_time_and_lets_consumers_go_
                     except UnavailableError as error:
                         refused = str(error)
             assert "memory or disk is full" in refused
-            async with asyncio.timeout(AT_ONCE):
+            async with asyncio.timeout(PATIENCE):
                 held = await take(queue, 20)
                 for delivery in held:
                     await delivery.ack()

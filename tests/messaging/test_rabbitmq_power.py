@@ -15,7 +15,7 @@ from tests.brokers.table import KINDS
 from tests.conftest import skip_without
 from tests.faults.live.disk import Image, can_mount
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.root
 
 _CUTS = 3
 

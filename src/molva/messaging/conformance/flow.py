@@ -35,7 +35,7 @@ class Flow(Suite):
         assert caught.value.capacity == 3
         assert topic.counters.refused_full == 1
         assert topic.counters.stored == 3
-        assert len(await h.rest(subscription)) == 3
+        assert len(await h.rest(subscription, least=3)) == 3
 
     @needs("capacity")
     @lacks("exact-capacity")
@@ -59,7 +59,7 @@ class Flow(Suite):
 
         assert list(caught.value.failures) == [3, 4]
         assert {type(error) for error in caught.value.failures.values()} == {QueueFullError}
-        assert bodies(await h.rest(subscription)) == [b"1", b"2", b"3"]
+        assert bodies(await h.rest(subscription, least=3)) == [b"1", b"2", b"3"]
 
     @needs("exact-capacity")
     async def test_settling_makes_room_again(self, h: Harness) -> None:
@@ -67,7 +67,7 @@ class Flow(Suite):
         topic, subscription = await h.topic(capacity=3), await h.subscription()
         for _ in range(4):
             await topic.send_many(numbered(3))
-            first, second, third = await h.rest(subscription)
+            first, second, third = await h.rest(subscription, least=3)
             await first.ack()
             await second.reject("bad")
             await third.ack()
@@ -201,7 +201,7 @@ class Flow(Suite):
 
         await held.nack()
 
-        assert bodies(await h.rest(subscription)) == [held.message.body]
+        assert bodies(await h.rest(subscription, least=1)) == [held.message.body]
 
     @needs("deletes", "earliest", "exact-stat")
     async def test_a_subscription_made_while_messages_are_deleted_misses_none(
@@ -229,7 +229,7 @@ class Flow(Suite):
         topic, subscription = await h.topic(), await h.subscription()
         for turn in range(5):
             await topic.send(Message(b"%d" % turn))
-            [delivery] = await h.rest(subscription)
+            [delivery] = await h.rest(subscription, least=1)
             assert delivery.message.body == b"%d" % turn
             await delivery.ack()
             await h.pass_time(h.delete_interval)

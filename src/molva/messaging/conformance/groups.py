@@ -11,6 +11,7 @@ import pytest
 from molva.messaging import (
     Action,
     Delivery,
+    LeaseLostError,
     Message,
     Subscription,
 )
@@ -78,10 +79,19 @@ class Groups(Suite):
         self, h: Harness
     ) -> None:
         h.stop_clock()
-        topic, owner = await h.topic(lanes=2), await h.subscription()
+        for name in ("a", "b", "c"):
+            if await self._keeps_its_lanes(h, name):
+                return
+        raise AssertionError("the machine stood still for as long as a lane waits, three times")
+
+    async def _keeps_its_lanes(self, h: Harness, name: str) -> bool:
+        """Look at one topic; False where a busy machine used up what a lane waits for."""
+        topic, owner = await h.topic(name, lanes=2), await h.subscription(topic=name)
         await topic.send_many([Message(b"1", key=h.key_in_lane(lane, 2)) for lane in (0, 1)])
         deliveries = await take(owner, 2)
-        newcomer = await h.subscription()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        newcomer = await h.subscription(topic=name)
         await topic.send_many([Message(b"2", key=h.key_in_lane(lane, 2)) for lane in (0, 1)])
 
         meanwhile = []
@@ -89,12 +99,21 @@ class Groups(Suite):
         for _ in range(3):
             await h.pass_time(grace / 3)
             meanwhile += await newcomer.receive(wait=0.0)
-        for delivery in deliveries:
-            await delivery.ack()
+        late = h.lane_grace is not None and loop.time() - began > h.lane_grace * 0.9
+        try:
+            for delivery in deliveries:
+                await delivery.ack()
+        except LeaseLostError:
+            if late:
+                return False
+            raise
+        if late and meanwhile:
+            return False
         afterwards, _ = await h.share(newcomer, owner)
 
         assert meanwhile == []
         assert bodies(afterwards) == [b"2"]
+        return True
 
     @needs("earliest")
     async def test_start_earliest_gets_what_was_stored_before(self, h: Harness) -> None:

@@ -18,7 +18,7 @@ tests are chosen by them, with ``needs`` and ``lacks``, and by nothing else.
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from typing import ClassVar, Final, TypeVar
 
 import pytest
@@ -26,7 +26,7 @@ import pytest_asyncio
 
 from molva._base.clock import SYSTEM_CLOCK, Clock, ManualClock
 from molva.messaging.conformance.actors import Start, starting
-from molva.messaging.conformance.waiting import PATIENCE, eventually, key_in_lane
+from molva.messaging.conformance.waiting import PATIENCE, eventually, key_in_lane, open_patiently
 from molva.messaging.delivery import Delivery
 from molva.messaging.driver import ALL_FEATURES, Capabilities
 from molva.messaging.queue import Queue, open_queue
@@ -44,6 +44,7 @@ _LONG_LEASE: Final = 3 * PATIENCE
 # loses what it holds; longer, and each test of a kill takes so much longer.
 _PROCESS_LEASE: Final = 2.0
 
+_Opened = TypeVar("_Opened")
 _Test = TypeVar("_Test", bound=Callable[..., object])
 
 
@@ -202,6 +203,9 @@ class Harness(ABC):
         if self._short_lease is not None:
             self.lease = self._short_lease
 
+    def lengthen_sessions(self) -> None:  # noqa: B027 - few have any
+        """Have those who open from now on be missed only after two minutes, if they ever are."""
+
     async def pass_lease(self) -> None:
         """Let a lease that was taken before run out."""
         await self.pass_time(self.lease + 0.1)
@@ -231,7 +235,8 @@ class Harness(ABC):
 
     async def topic(self, topic: str = "t", **options: object) -> Topic:
         """Open a topic, which is closed after the test."""
-        opened = await open_topic(self.url(topic, **options), clock=self.clock)
+        url = self.url(topic, **options)
+        opened = await self._open(lambda: open_topic(url, clock=self.clock))
         self._opened.append(opened)
         return opened
 
@@ -240,7 +245,9 @@ class Harness(ABC):
     ) -> Subscription:
         """Open one consumer of a subscription, which is closed after the test."""
         url = self.url(topic, name, **options)
-        opened = await open_subscription(url, max_attempts=max_attempts, clock=self.clock)
+        opened = await self._open(
+            lambda: open_subscription(url, max_attempts=max_attempts, clock=self.clock)
+        )
         self._opened.append(opened)
         return opened
 
@@ -249,9 +256,14 @@ class Harness(ABC):
     ) -> Queue:
         """Open a queue, which is closed after the test."""
         url = self.queue_url(queue, **options)
-        opened = await open_queue(url, clock=self.clock, max_attempts=max_attempts)
+        opened = await self._open(
+            lambda: open_queue(url, clock=self.clock, max_attempts=max_attempts)
+        )
         self._opened.append(opened)
         return opened
+
+    async def _open(self, opens: Callable[[], Awaitable[_Opened]]) -> _Opened:
+        return await (opens() if self.virtual else open_patiently(opens))
 
     async def sender(self, name: str = "a") -> Topic | Queue:
         """Open what is sent to: a topic or a queue, whichever is tested."""
@@ -273,12 +285,16 @@ class Harness(ABC):
 
     # Receiving -----------------------------------------------------------------------------
 
-    async def rest(self, consumer: Subscription | Queue) -> list[Delivery]:
-        """Return all that still comes; an empty list says that nothing does."""
+    async def rest(self, consumer: Subscription | Queue, *, least: int = 0) -> list[Delivery]:
+        """Return all that still comes; an empty list says that nothing does.
+
+        ``least`` are waited for: where that many must come, a busy broker is only late.
+        """
         found: list[Delivery] = []
         loop = asyncio.get_running_loop()
         silences = 0
-        while silences < self.silences:
+        deadline = loop.time() + PATIENCE
+        while silences < self.silences or (len(found) < least and loop.time() < deadline):
             began = loop.time()
             more = await consumer.receive(1_000, wait=self.quiet)
             found += more

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, TypeVar
 
 from molva.messaging._lanes import lane_of
 from molva.messaging.delivery import Delivery
+from molva.messaging.errors import BrokenBrokerError, UnavailableError
 from molva.messaging.message import Message
 from molva.messaging.queue import Queue
 from molva.messaging.subscription import Subscription
@@ -21,6 +22,7 @@ __all__ = [
     "key_in_lane",
     "no_handler",
     "numbered",
+    "open_patiently",
     "running_with",
     "settle",
     "take",
@@ -28,7 +30,9 @@ __all__ = [
 
 # Seconds after which a test that waits for something gives up. Nothing here takes long;
 # a busy machine may.
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
+
+_Opened = TypeVar("_Opened")
 
 
 def numbered(number: int, *, key: str | None = "k") -> list[Message]:
@@ -55,6 +59,21 @@ async def eventually(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not holds():
             await asyncio.sleep(0.001)
+
+
+async def open_patiently(opens: Callable[[], Awaitable[_Opened]]) -> _Opened:
+    """Open; again where no server answers, as long as drivers wait, while a machine is busy."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE
+    while True:
+        try:
+            return await opens()
+        except BrokenBrokerError:
+            raise
+        except UnavailableError:
+            if loop.time() > deadline:
+                raise
+        await asyncio.sleep(0.1)
 
 
 @contextlib.asynccontextmanager
