@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.brokers.errors import MissingServerError
+from tests.brokers.ports import free_ports
 from tests.brokers.session import SharedServers
 
 # A process that stands still for a second, as on a busy machine, breaks no property.
@@ -126,11 +126,8 @@ StartMolva = Callable[..., MolvaProcess]
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
+    """Return a port that nobody of these tests is given as well."""
+    return free_ports(1)[0]
 
 
 @pytest.fixture

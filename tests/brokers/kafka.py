@@ -94,7 +94,7 @@ class Kafka(Kind):
         },
     )
     ports: ClassVar[int] = 2
-    ready_seconds: ClassVar[float] = 90.0
+    ready_seconds: ClassVar[float] = 150.0
     stop_signal: ClassVar[int] = signal.SIGTERM
 
     def missing(self) -> str | None:

@@ -62,7 +62,7 @@ class Kind(ABC):
     """Ports that one server needs."""
     user: ClassVar[str | None] = None
     """Who runs it where we are root and it refuses to be."""
-    ready_seconds: ClassVar[float] = 30.0
+    ready_seconds: ClassVar[float] = 90.0
     """Until a start has failed. A busy machine starts several at once."""
     stop_signal: ClassVar[int]
     """Ends it in order, without waiting for its clients."""

@@ -1,5 +1,6 @@
 """NATS with JetStream, set up to keep what it confirmed: it syncs every write before that."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -98,7 +99,8 @@ class Nats(Kind):
         # servers from wherever they are.
         parts = urlsplit(url)
         address = parts.hostname or "127.0.0.1", parts.port or 4222
-        with socket.create_connection(address, 2) as connection:
+        with contextlib.ExitStack() as held:
+            connection = held.enter_context(socket.create_connection(address, 2))
             connection.settimeout(2)
             about = json.loads(_line(connection).removeprefix(b"INFO "))
             about.setdefault("version", None)
@@ -108,7 +110,7 @@ class Nats(Kind):
                 )
                 # A test may want a certificate with another name: that is no failed start.
                 trust.check_hostname = False
-                connection = trust.wrap_socket(connection)
+                connection = held.enter_context(trust.wrap_socket(connection))
             options: dict[str, object] = {"verbose": False, "pedantic": False}
             if parts.username:
                 options["user"] = unquote(parts.username)
@@ -119,7 +121,6 @@ class Nats(Kind):
             answer = _line(connection)
             if answer != b"PONG":
                 raise ConnectionError(f"it answered {answer!r}")
-            connection.close()
         return None if about["version"] is None else str(about["version"])
 
 

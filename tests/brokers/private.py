@@ -8,6 +8,7 @@ Starting blocks: from a coroutine, ``await asyncio.to_thread(server.restart)``.
 
 import contextlib
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def private_server(
             yield server
         finally:
             server.remove()
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class RabbitMQ(Kind):
     image: ClassVar[Image] = Image("rabbitmq:4.2", 5672)
     # For clients, for other nodes, for epmd.
     ports: ClassVar[int] = 3
-    ready_seconds: ClassVar[float] = 60.0
+    ready_seconds: ClassVar[float] = 150.0
     stop_signal: ClassVar[int] = signal.SIGTERM
 
     def missing(self) -> str | None:
@@ -121,9 +121,9 @@ class RabbitMQ(Kind):
         return answer[0]
 
 
-# What it says of a server that runs, where the machine is too busy for the server to answer it in
-# time: it has done nothing then. Seconds until it is asked again.
-_NOT_SEEN: Final = "requires the 'rabbit' app to be running"
+# What it says of a server that runs, where the machine is too busy for the server to answer it, or
+# to shake hands, in time: it has done nothing then. Seconds until it is asked again.
+_NOT_SEEN: Final = ("requires the 'rabbit' app to be running", "unable to perform an operation")
 _ASKED_AGAIN: Final = (0.5, 1.0, 2.0, 0.0)
 
 
@@ -141,7 +141,7 @@ def rabbitmqctl(place: Place, *arguments: str) -> str:
             timeout=_CONTROL_SECONDS,
             check=False,
         )
-        if _NOT_SEEN not in done.stdout + done.stderr:
+        if not any(each in done.stdout + done.stderr for each in _NOT_SEEN):
             break
         time.sleep(pause)
     if done.returncode != 0:

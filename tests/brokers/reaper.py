@@ -13,12 +13,16 @@ import atexit
 import contextlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 __all__ = ["guarded"]
 
 _guard: "subprocess.Popen[str] | None" = None
+# Servers may be started by several threads at once.
+_telling: Final = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -32,6 +36,11 @@ def guarded(folder: Path) -> Iterator[None]:
 
 
 def _tell(line: str) -> None:
+    with _telling:
+        _tell_alone(line)
+
+
+def _tell_alone(line: str) -> None:
     global _guard
     if _guard is None:
         atexit.register(_close)

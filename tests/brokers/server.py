@@ -113,7 +113,7 @@ class Server:
 
     def kill(self) -> None:
         """End it with SIGKILL, helpers of PostgreSQL included, and wait until it is gone."""
-        victims = self._family()
+        victims = self._held_family()
         for each in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.send_signal(signal.SIGKILL)
@@ -122,11 +122,20 @@ class Server:
 
     def pause(self) -> None:
         """Hold it with SIGSTOP: connections stay open and, once this returns, nothing answers."""
-        family = self._family()
+        family = self._held_family()
         for each in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.suspend()
         _wait_until(lambda: all(_is_held(each) for each in family))
+
+    def _held_family(self) -> list[psutil.Process]:
+        """Hold the server itself, and return it with its helpers: it starts no more of them."""
+        family = self._family()
+        if family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family[0].suspend()
+            _wait_until(lambda: _is_held(family[0]))
+        return self._family()
 
     def resume(self) -> None:
         """Let a paused server go on."""

@@ -249,7 +249,7 @@ class Fleet:
             await asyncio.sleep(0.03)
         return False
 
-    async def stop(self, *, seconds: float = 10.0) -> bool:
+    async def stop(self, *, seconds: float = 30.0) -> bool:
         """Ask all to end; kill what does not in time. Return whether all did, well."""
         for member in self.members:
             member.leaving = True
@@ -297,7 +297,7 @@ def _tree(pid: int) -> Iterator[psutil.Process]:
     yield from top.children(recursive=True)
 
 
-def wait_stopped(members: Sequence[Member], *, seconds: float = 5.0) -> None:
+def wait_stopped(members: Sequence[Member], *, seconds: float = 60.0) -> None:
     """Wait until processes that were sent SIGSTOP stand still, all of their threads.
 
     SIGSTOP is not at once: a thread inside an fsync stops when that returns.

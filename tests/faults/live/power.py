@@ -40,8 +40,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal, final
 
+from tests.brokers.ports import free_ports
 from tests.faults.live.client import Client, History, Load, Pace
-from tests.faults.live.controller import CAMPAIGNS, free_port, put_campaigns
+from tests.faults.live.controller import CAMPAIGNS, put_campaigns
 from tests.faults.live.disk import Image
 from tests.faults.live.evidence import Place
 from tests.faults.live.fleet import Fleet, wait_stopped
@@ -225,11 +226,11 @@ class _Round:
         started = time.monotonic()
         try:
             put_campaigns(self._place)
-            port = free_port()
+            [port] = free_ports(1)
             fleet.add("serve", port=port, added=self._added("serve"))
             for _ in range(self._config.workers):
                 fleet.add("work", added=self._added("work"))
-            if not await fleet.all_ready(seconds=20):
+            if not await fleet.all_ready(seconds=90):
                 raise RuntimeError(f"the service does not start; see {fleet.logs}")
             await self._cut_under_load(port)
             proof = await prove(
@@ -245,7 +246,7 @@ class _Round:
             report.redelivered = proof.redelivered
             report.drain_seconds = proof.recovery_seconds
             if not await fleet.stop():
-                report.violations.append("not all processes ended within 10 s of SIGTERM")
+                report.violations.append("not all processes ended within 30 s of SIGTERM")
             report.violations += fleet.surprises
         finally:
             fleet.close()
@@ -302,8 +303,9 @@ class _Round:
             await load.stop(seconds=15)
         finally:
             await load.cancel()
-        if not await fleet.all_ready(seconds=20):
+        if not await fleet.all_ready(seconds=90):
             self._report.violations.append("not every process started after the last cut")
+        self._healed_at = time.monotonic()
 
     async def _cut_again_and_again(self, load: Load) -> None:
         config = self._config
@@ -348,7 +350,7 @@ class _Round:
 
     async def _accepting_again(self) -> None:
         accepted = self._history.accepted
-        if not await self._fleet.all_ready(seconds=20):
+        if not await self._fleet.all_ready(seconds=90):
             self._report.violations.append("not every process started after a cut")
             raise RuntimeError(f"the service does not start; see {self._fleet.logs}")
         deadline = time.monotonic() + 15

@@ -29,7 +29,7 @@ from tests.faults.live.judge import judge
 __all__ = ["Proof", "prove"]
 
 # Seconds in which a healed service must have counted all it accepted.
-_DRAIN: Final = 30.0
+_DRAIN: Final = 60.0
 
 
 @final

@@ -180,7 +180,7 @@ class _Round:
         try:
             for actor in actors:
                 actor.start()
-            await self._all_at_work(time.monotonic() + 20)
+            await self._all_at_work(time.monotonic() + 90)
             await self._under_faults(time.monotonic() + config.seconds)
             for producer in self._producers:
                 producer.kill()

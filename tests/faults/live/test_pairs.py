@@ -19,7 +19,7 @@ from tests.faults.live.pairs import RESTARTED, scaled_out
 SEED = 20_26
 
 # Seconds. Starting Kafka and a dozen processes takes a busy machine ten times as long.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
