@@ -351,3 +351,20 @@ async def test_a_slice_of_many_does_not_wait_for_those_behind_it() -> None:
 
     assert len(await sending) == 10
     assert calls.batches[2:] == [[8, 9]]
+
+
+async def test_a_call_that_is_ended_by_something_else_answers_its_items_and_others_follow() -> None:
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ended.cancel()
+
+    async def call(items: list[int]) -> Sequence[int]:
+        if items == [1]:
+            await ended  # as a client library ends what waits for a lost connection
+        return items
+
+    batcher: Batcher[int, int] = Batcher(call)
+    async with asyncio.timeout(30.0):
+        with pytest.raises(ConnectionError):
+            await batcher.submit(1)
+        assert await batcher.submit(2) == 2
+        await batcher.drain()

@@ -198,6 +198,41 @@ async def test_no_password_goes_in_the_clear_to_a_server_that_says_it_has_no_tls
     assert b"s3cret" not in heard
 
 
+async def test_a_server_that_had_no_time_to_look_at_us_is_away_and_refuses_nobody() -> None:
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b'INFO {"server_id":"x","version":"2.15.2","max_payload":1048576,"auth_required":true}'
+            b"\r\n-ERR 'Authentication Timeout'\r\n"
+        )
+        try:
+            await reader.read()
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        error = await refusal(f"nats://ann:s3cret@127.0.0.1:{port}")
+    assert isinstance(error, UnavailableError)
+    assert "Authentication Timeout" in str(error)
+
+
+async def test_more_than_a_stopped_server_reads_is_given_up_in_time() -> None:
+    with private_nats() as server:
+        async with await open_queue(with_options(server.url, queue="q")) as queue:
+            await queue.send(Message(b"before"))
+            await asyncio.to_thread(server.pause)
+            try:
+                # More than the client library and the sockets between take in.
+                large = [Message(bytes(900_000)) for _ in range(20)]
+                async with asyncio.timeout(PATIENCE):
+                    with pytest.raises(SendManyError):
+                        await queue.send_many(large)
+            finally:
+                await asyncio.to_thread(server.resume)
+            async with asyncio.timeout(PATIENCE):
+                await send_surely(queue, Message(b"after"))
+
+
 async def test_a_server_that_is_too_old_is_told_from_which_version(
     nats_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,7 +532,9 @@ async def test_a_message_that_leaves_no_room_for_a_reason_becomes_a_dead_letter_
             assert size - 4_096 < len(letter.message.body) < size
 
 
-@pytest.mark.parametrize("meta", ['{"ttl":"soon"}', '{"key":5}', '{"headers":{"a":1}}'])
+@pytest.mark.parametrize(
+    "meta", ['{"ttl":"soon"}', '{"key":5}', '{"headers":{"a":1}}', "[" * 3_000]
+)
 async def test_fields_that_are_none_make_a_dead_letter(nats_url: str, meta: str) -> None:
     url = with_options(nats_url, queue="q", prefix=f"test-{secrets.token_hex(6)}")
     async with await open_queue(url) as queue:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiormq
 import pytest
+from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
@@ -30,6 +31,7 @@ from molva.messaging import (
     Subscription,
     Topic,
     UnavailableError,
+    UnsupportedFeatureError,
     _inbox,
     open_queue,
     open_requester,
@@ -978,3 +980,71 @@ async def test_a_connection_that_died_without_a_word_is_noticed(
         async with asyncio.timeout(PATIENCE):
             assert bodies(await waiting) == [b"1"]
     await proxy.close()
+
+
+@pytest.mark.parametrize("how", ["given up", "never answered"])
+async def test_settling_on_a_connection_that_died_without_a_word_fails_and_the_next_one_works(
+    own: Server, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(_amqp_consumer, "ANSWER", 2 * PATIENCE if how == "given up" else 0.5)
+    proxy = Proxy(own.port, seed=1)
+    await proxy.start()
+    url = with_options(own_url(own), queue="q")
+    through = url.replace(f":{own.port}", f":{proxy.port}")
+    async with await open_queue(through) as queue, await open_queue(url) as other:
+        await other.send(Message(b"1"))
+        [held] = await take(queue, 1)
+        proxy.mute()
+        settling = asyncio.create_task(held.ack())
+        await asyncio.sleep(0.3)
+        if how == "given up":  # as a receive beside it does that has no answer
+            await queue._driver._link.drop()  # type: ignore[attr-defined]
+        async with asyncio.timeout(PATIENCE / 2):
+            with pytest.raises((UnavailableError, LeaseLostError)):
+                await settling
+        await other.send(Message(b"2"))
+        found: list[bytes] = []
+        # Heartbeats would tell in a minute and a half.
+        async with asyncio.timeout(PATIENCE):
+            while b"2" not in found:
+                with contextlib.suppress(UnavailableError):
+                    for delivery in await queue.receive(10, wait=1.0):
+                        found.append(delivery.message.body)
+                        await delivery.ack()
+    await proxy.close()
+
+
+async def test_a_subscription_that_is_refused_leaves_nothing_behind(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    name = with_options(url, topic="t", subscription="s", start="earliest")
+    with pytest.raises(UnsupportedFeatureError, match="earliest"):
+        await open_subscription(name)
+    with pytest.raises(UnsupportedFeatureError, match="capacity"):
+        await open_topic(with_options(url, topic="t", capacity="5"))
+
+    prefix = url.partition("prefix=")[2]
+    with pytest.raises(ChannelNotFoundEntity):
+        await raw.queue_declare(Names.of_subscription(prefix, "t", "s").main, passive=True)
+
+
+async def test_letters_that_have_no_id_have_one_each_that_stays(
+    url: str, raw: aiormq.abc.AbstractChannel
+) -> None:
+    async with await open_queue(with_options(url, queue="q")) as queue:
+        about = aiormq.spec.Basic.Properties(message_id="none of ours")
+        for _ in range(2):
+            await raw.basic_publish(b"foreign", routing_key=main_queue(url), properties=about)
+        letters: list[DeadLetter] = []
+        async with asyncio.timeout(PATIENCE):
+            while len(letters) < 2:
+                await queue.receive(1, wait=0.3)
+                letters = await queue.dead_letters()
+        ids = {letter.message.id for letter in letters}
+        assert len(ids) == 2
+        assert {letter.message.id for letter in await queue.dead_letters()} == ids
+        assert await queue.replay() == 2
+        again = await take(queue, 2)
+        assert {delivery.message.id for delivery in again} == ids
+        for delivery in again:
+            await delivery.ack()

@@ -11,6 +11,7 @@ import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -28,7 +29,9 @@ from molva.messaging import (
     MessageTooLargeError,
     RequestFailedError,
     Responder,
+    Subscription,
     UnavailableError,
+    _inbox,
     open_queue,
     open_requester,
     open_responder,
@@ -37,6 +40,7 @@ from molva.messaging import (
     with_options,
 )
 from molva.messaging import sync as blocking
+from molva.messaging._inbox import Inbox
 from molva.messaging.codecs import JSON, TEXT, JSONValue
 from molva.messaging.conformance import PATIENCE, eventually
 from molva.messaging.telemetry import OpenTelemetry
@@ -439,3 +443,29 @@ def test_blocking_code_asks_and_answers_too(base: str) -> None:
         responder.stop()
         running.join()
     assert all(name.startswith("molva-handler") for name in threads)
+
+
+async def test_an_inbox_that_is_stopped_while_it_is_subscribed_anew_ends(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = await Inbox.open(with_options(base, topic="r"), SYSTEM_CLOCK)
+    await inbox._unsubscribe()  # as where others removed it
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(*arguments: Any, **named: Any) -> Subscription:
+        asked.set()
+        await goes_on.wait()
+        return await open_subscription(*arguments, **named)
+
+    monkeypatch.setattr(_inbox, "open_subscription", slowly)
+
+    async def take(_: Delivery) -> None:
+        raise AssertionError("nobody asked")
+
+    running = asyncio.create_task(inbox.run(take))
+    await asked.wait()
+    inbox.stop()
+    goes_on.set()
+    async with asyncio.timeout(PATIENCE):
+        await running
+    await inbox.close()

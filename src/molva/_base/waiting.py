@@ -3,7 +3,17 @@
 import asyncio
 from collections.abc import Coroutine
 
-__all__ = ["first_of"]
+__all__ = ["first_of", "is_being_cancelled"]
+
+
+def is_being_cancelled() -> bool:
+    """Return whether somebody cancels this task.
+
+    Otherwise a CancelledError is the end of something else that was waited for: some libraries
+    end what waits for a lost connection so. Taken for a cancellation it would end this task, too.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 async def first_of(*waits: Coroutine[object, object, object]) -> None:

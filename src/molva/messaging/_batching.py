@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar, final
 
 from molva._base.clock import SYSTEM_CLOCK, Clock
-from molva._base.waiting import first_of
+from molva._base.waiting import first_of, is_being_cancelled
 from molva.messaging.driver import DearCalls
 
 __all__ = ["Batcher"]
@@ -222,6 +222,10 @@ class Batcher(Generic[T, R]):
                 results: Sequence[R | BaseException] = await self._call(items)
                 if len(results) != len(items):
                     raise RuntimeError(f"{len(results)} results for {len(items)} items")
+            except asyncio.CancelledError:
+                if is_being_cancelled():
+                    raise
+                results = [ConnectionError("what would have answered has ended")] * len(items)
             except Exception as error:  # noqa: BLE001 - it is every waiter's answer
                 results = [error] * len(items)
             self._answering = ()

@@ -94,6 +94,8 @@ class Inbox:
                 if self._subscription is None:
                     self._subscription = await self._subscribe()
                     self._outage.over()
+                    if self._stopping.is_set():  # meanwhile, when there was nothing to stop
+                        return
                 await self._subscription.run(take, concurrency=_TAKEN_AT_ONCE)
             except NotFoundError as error:
                 # This process stood still for so long that others took it for dead.

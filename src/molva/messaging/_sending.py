@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, final
 
 from molva._base.ids import ID_BYTES
-from molva._base.waiting import first_of
+from molva._base.waiting import first_of, is_being_cancelled
 from molva.messaging._batching import Batcher
 from molva.messaging._opened import Opened
 from molva.messaging.driver import Capabilities, HasDearCalls, Outcome, TellsRoom
@@ -279,7 +279,7 @@ class Sending(Opened):
             raise
         except (Exception, asyncio.CancelledError) as error:
             counters.failed += len(messages)
-            if isinstance(error, asyncio.CancelledError):
+            if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
                 raise
             raise UnavailableError(f"{self._url}: {error}") from error
         finally:

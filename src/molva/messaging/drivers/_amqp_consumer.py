@@ -148,6 +148,8 @@ class AMQPConsumer:
         self._tag: str | None = None
         self._consumer = 0
         self._window = 0
+        # What the server was told last, or is being told.
+        self._prefetch = 1
         self._outstanding = 0
         self._subscribing = asyncio.Lock()
         # Held while it is written what becomes of messages; taken after the one above.
@@ -247,6 +249,7 @@ class AMQPConsumer:
                 channel = await self._opened()
                 try:
                     async with asyncio.timeout(ANSWER):
+                        self._prefetch = window
                         await channel.basic_qos(prefetch_count=window)
                         self._consumer += 1
                         self._outstanding, self._window = 0, window
@@ -258,6 +261,10 @@ class AMQPConsumer:
                     if channel.is_closed and "NOT_FOUND" in str(error):
                         await self._restored()
                         return
+                    raise
+                except TimeoutError:
+                    self._tag = None
+                    await self._give_up(channel)
                     raise
                 except BaseException:
                     self._tag = None
@@ -582,8 +589,17 @@ class AMQPConsumer:
         channel = self._channel
         if channel is not None and not channel.is_closed:
             with translated(self._link.address):
-                async with asyncio.timeout(ANSWER):
-                    await channel.basic_qos(prefetch_count=max(1, self._window))
+                try:
+                    async with asyncio.timeout(ANSWER):
+                        await channel.basic_qos(prefetch_count=self._prefetch)
+                except TimeoutError:
+                    await self._give_up(channel)
+                    raise
+
+    async def _give_up(self, channel: Channel) -> None:
+        """Close a connection on which nothing was answered: heartbeats would take minutes."""
+        if not self._link.is_blocked():
+            await self._link.drop(channel.connection)
 
     def _contiguous(self, acked: Collection[int]) -> tuple[int, list[int]]:
         """Return up to where all that is held is acknowledged, and what is beyond."""

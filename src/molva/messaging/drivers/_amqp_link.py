@@ -30,6 +30,7 @@ from aiormq.exceptions import (
     ProtocolSyntaxError,
 )
 
+from molva._base.waiting import is_being_cancelled
 from molva.messaging.drivers._amqp_options import AMQPAddress
 from molva.messaging.errors import (
     IncompatibleBrokerError,
@@ -174,9 +175,14 @@ class AMQPLink:
         if connection is self._connection:
             self._connection = None
         if connection is not None:
-            with contextlib.suppress(TimeoutError, AMQPError, OSError):
+            try:
                 async with asyncio.timeout(_GOODBYE):
                     await connection.close()
+            except asyncio.CancelledError:
+                if is_being_cancelled():
+                    raise
+            except (TimeoutError, AMQPError, OSError):
+                pass
 
     async def close(self) -> None:
         """Close the connection for good."""
@@ -238,6 +244,10 @@ def translated(address: AMQPAddress) -> Iterator[None]:
                 "prefix=, or delete it (rabbitmqctl delete_queue)"
             )
         raise IncompatibleBrokerError(f"{address}: {_text(error)}{remedy}") from error
+    except asyncio.CancelledError as error:
+        if is_being_cancelled():
+            raise
+        raise UnavailableError(f"{address}: the connection was closed") from error
     except TimeoutError as error:
         raise UnavailableError(f"{address}: no answer in time") from error
     except (AMQPError, OSError, ChannelInvalidStateError) as error:

@@ -16,6 +16,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple, final
 
 from aiormq.abc import DeliveredMessage
@@ -209,6 +210,13 @@ def received(delivered: DeliveredMessage, consumer: int) -> Received:
     return Received(message, attempts, stored, consumer, before + _returns(headers))
 
 
+def _id_of_letter(delivered: DeliveredMessage, died: object) -> bytes:
+    """Return an id for what has none: the same each time, and another for each letter."""
+    properties = delivered.header.properties
+    told = f"{died}/{properties.message_id}/{properties.timestamp}/".encode()
+    return blake2b(told + bytes(delivered.body), digest_size=ID_BYTES).digest()
+
+
 def letter_of(delivered: DeliveredMessage, origin: str) -> DeadLetter:
     """Return a dead letter as it lies in its queue, whoever has put it there."""
     headers = _headers_of(delivered)
@@ -220,7 +228,7 @@ def letter_of(delivered: DeliveredMessage, origin: str) -> DeadLetter:
         message = _message_of(delivered, headers)
     except ForeignMessageError as error:
         reason = f"{reason}; {error}"
-        message = Message(bytes(delivered.body), bytes(ID_BYTES))
+        message = Message(bytes(delivered.body), _id_of_letter(delivered, died))
     return DeadLetter(
         message,
         str(reason),

@@ -358,7 +358,8 @@ class NATSConsumer:
                 held.deadline = now + seconds * (1 - _MARGIN)
                 if seconds > self._place.lease:
                     self._longer[token] = held.deadline
-        return [Outcome.EXTENDED if t in set(going) else Outcome.LEASE_LOST for t in names]
+        extended = set(going)
+        return [Outcome.EXTENDED if t in extended else Outcome.LEASE_LOST for t in names]
 
     def _progress(self, tokens: Iterable[str]) -> list[tuple[str, bytes]]:
         held = self._held

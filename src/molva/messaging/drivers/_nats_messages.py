@@ -178,7 +178,7 @@ def message_of(msg: Msg) -> Message:
         if meta is None:
             return Message(msg.data, _id_in(headers[MSG_ID]))
         return _made(msg.data, headers.get(MSG_ID, ""), json.loads(meta))
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         raise ForeignMessageError(
             f"its header {MSG_ID} is no id of {ID_BYTES} bytes, or {_META} cannot be read"
         ) from None

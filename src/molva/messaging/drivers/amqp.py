@@ -93,7 +93,7 @@ from molva.messaging.drivers._amqp_sender import (
 from molva.messaging.drivers._amqp_topology import QueueShape, Topology, written_down
 from molva.messaging.errors import MessagingError, UnavailableError
 from molva.messaging.message import Message
-from molva.messaging.url import BrokerURL
+from molva.messaging.url import BrokerURL, check_features
 
 __all__ = [
     "QUEUE_CAPABILITIES",
@@ -111,6 +111,8 @@ __all__ = [
 
 async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "AMQPTopic":
     """Open the sending side of the topic that the URL names."""
+    # Before anything is made: what is refused leaves nothing behind.
+    check_features(url, TOPIC_CAPABILITIES, (), "topic")
     options = AMQPOptions(url)
     sender = AMQPSender(options.address, timeout=options.timeout)
     topology = Topology(sender.link, creates=url.create == "auto", shown=str(url))
@@ -131,6 +133,7 @@ async def open_topic(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "AMQPTop
 
 async def open_subscription(url: BrokerURL, *, clock: Clock = SYSTEM_CLOCK) -> "AMQPSubscription":
     """Open one consumer of the subscription that the URL names."""
+    check_features(url, TOPIC_CAPABILITIES, (), "topic")
     options = AMQPOptions(url)
     link = AMQPLink(options.address, "receives")
     sender = AMQPSender(options.address, timeout=options.timeout)
