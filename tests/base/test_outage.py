@@ -84,3 +84,14 @@ async def test_a_stop_ends_a_pause_at_once() -> None:
     async with asyncio.timeout(10.0):  # no time passes by itself
         assert not await waiting
         assert not await outage.wait(OSError("away"))
+
+
+async def test_another_reason_is_told_while_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    outage = made(clock)
+    for error in (OSError("refused"), OSError("refused"), ValueError("no such vhost")):
+        outage.begin(error)
+        await clock.pass_time(60.0)
+
+    told = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+    assert told == ["refused", "no such vhost"]

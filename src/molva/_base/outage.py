@@ -43,6 +43,7 @@ class Outage:
         self._beginnings = SeldomLog(logger, clock)
         self._ends = SeldomLog(logger, clock)
         self._since: float | None = None
+        self._told = ""
         self._pause = _FIRST_PAUSE
 
     async def wait(self, error: Exception) -> bool:
@@ -54,10 +55,13 @@ class Outage:
         return not self._stopping.is_set()
 
     def begin(self, error: Exception) -> None:
-        """Take note that it is away, if that is new."""
+        """Take note that it is away, if that is new; or that there is another reason now."""
         if self._since is None:
             self._since = self._clock.monotonic()
-            self._beginnings.warning("%s; trying again until it passes: %s", self._trouble, error)
+        elif type(error).__name__ == self._told:
+            return
+        self._told = type(error).__name__
+        self._beginnings.warning("%s; trying again until it passes: %s", self._trouble, error)
 
     def over(self) -> None:
         """Take note that it is back, or was never away."""
