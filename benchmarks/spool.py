@@ -133,7 +133,7 @@ async def _intake(folder: Path, *, spooling: bool) -> AsyncIterator[Intake]:
             catalog=catalog,
             ledger=ledger,
             pending=pending,
-            admission=Admission(None, pending, SYSTEM_CLOCK),
+            admission=Admission(None, lambda: topic, pending, SYSTEM_CLOCK),
             api=_nothing,
             clock=SYSTEM_CLOCK,
             on_broken=lambda: None,

@@ -497,6 +497,29 @@ class TestDoctor:
         assert deep.returncode == 3
         assert f"{ledger}: damaged" in deep.stdout
 
+    def test_a_broker_that_is_away_leaves_open_what_is_survived(
+        self, run_molva: Run, data: str
+    ) -> None:
+        away = ("doctor", "--data", data, "--broker", "redis://127.0.0.1:1")
+        result = run_molva(*away, "--when-broker-down", "spool")
+
+        assert result.returncode == 3
+        told = "not known, because not all of them can be reached; ledger and spool: kill, power"
+        assert f"NO  survives  {told}\n" in result.stdout
+
+    def test_a_spool_that_nobody_may_lock_is_looked_into_all_the_same(
+        self, run_molva: Run, data: str
+    ) -> None:
+        (Path(data) / "spool" / "2").mkdir(parents=True)
+        (Path(data) / "spool" / "2.lock").mkdir()
+        (Path(data) / "spool" / "2" / "queue.db").write_bytes(b"this is no database" * 400)
+        result = run_molva("doctor", "--data", data)
+
+        assert result.returncode == 3
+        assert re.search(r"^NO +spool .*spool/2/queue\.db", result.stdout, re.MULTILINE)
+        assert re.search(r"^ok +survives +kill, power$", result.stdout, re.MULTILINE)
+        assert result.stderr == ""
+
     def test_memory_survives_nothing_and_says_so(self, run_molva: Run, data: str) -> None:
         result = run_molva("doctor", "--data", data, "--broker", "memory://x")
 

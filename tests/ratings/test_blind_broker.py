@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from molva._base.clock import Clock
-from molva.cli.exits import UNAVAILABLE
+from molva.cli.exits import USAGE
 from molva.messaging import url
 from molva.messaging.drivers import amqp, sqlite
 from molva.messaging.url import BrokerURL
@@ -115,5 +115,5 @@ async def test_what_waits_in_it_is_a_question_without_an_answer(deployment: Depl
         waits = f"{deployment.broker}?topic={topic.name}"
     code, told = await asyncio.to_thread(run, "queue", "stat", waits, "--json")
 
-    assert code == UNAVAILABLE
+    assert code == USAGE
     assert "has no 'stat'" in told

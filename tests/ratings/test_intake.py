@@ -4,7 +4,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -34,7 +35,8 @@ from molva.ratings.ledger.protocol import (
     LedgerUnsupportedError,
 )
 from molva.ratings.rating import Rating, Submission, decode_entry
-from molva.ratings.request import RATE_FIELDS, ProblemError, query_fields
+from molva.ratings.request import RATE_FIELDS, ProblemError, query_fields, read_head
+from molva.ratings.spool import Spool
 
 UUID = "01a20a35-01f8-7000-bafb-9c6f32d3c062"
 JSON = {"content-type": "application/json"}
@@ -135,7 +137,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     def broken() -> None:
         found.broken = True
 
-    admission = Admission(1_000, pending, SYSTEM_CLOCK)
+    admission = Admission(1_000, lambda: None, pending, SYSTEM_CLOCK)
     intake = Intake(
         outlet=topic,
         catalog=catalog,
@@ -209,6 +211,30 @@ class TestAccepted:
         answer = await site.rate("rate=7", headers={"Idempotency-Key": key})
 
         assert answer.document == {"id": UUID}
+
+    @pytest.mark.parametrize(
+        ("header", "text"),
+        [
+            (
+                " a-\N{LATIN SMALL LETTER A WITH GRAVE} \t".encode(),
+                "a-\N{LATIN SMALL LETTER A WITH GRAVE}",
+            ),
+            (
+                "a-\N{LATIN CAPITAL LETTER A WITH RING ABOVE}".encode(),
+                "a-\N{LATIN CAPITAL LETTER A WITH RING ABOVE}",
+            ),
+            (b"caf\xe9", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"),
+            (b'"order 17"', "order 17"),
+        ],
+    )
+    def test_an_idempotency_key_is_the_text_that_a_field_would_be(
+        self, header: bytes, text: str
+    ) -> None:
+        scope: dict[str, Any] = {
+            "query_string": b"rate=7",
+            "headers": [(b"idempotency-key", header)],
+        }
+        assert read_head(cast(Any, scope), RATE_FIELDS)[1] == text
 
     async def test_a_text_id_means_the_same_rating_in_one_campaign_only(self, site: Site) -> None:
         first = await site.rate("rate=4&id=order-17")
@@ -476,6 +502,16 @@ class TestOverload:
         assert await site.subscription.receive(wait=0.0) == []
         site.admission.is_full = False
         assert (await site.rate("rate=7")).status == 202
+
+    async def test_what_waits_at_a_broker_that_is_away_is_no_bound_of_its_spool(
+        self, site: Site
+    ) -> None:
+        site.admission.is_full = True
+        spool = site.intake._spool = cast(Spool, SimpleNamespace(is_away=True))
+
+        assert (await site.rate("rate=7")).status == 202
+        cast(Any, spool).is_away = False
+        assert (await site.rate("rate=7")).status == 503
 
 
 class TestTotal:

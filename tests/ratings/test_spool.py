@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from molva._base.clock import ManualClock
 from molva.messaging import (
     BrokenBrokerError,
+    IncompatibleBrokerError,
     Message,
     MessageTooLargeError,
     MessagingError,
@@ -628,7 +630,62 @@ class TestDying:
             await site.until(lambda: b"2" in site.broker.bodies, seconds=120.0)
 
             assert not first.is_away
+            await site.pass_time(31.0)
+            assert (first.left_over, first.unreadable) == (0, 1)
         assert site.failures == []
+
+    async def test_one_that_may_not_be_taken_stops_nobody(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        site.broker.away = True
+        async with site.spool() as first:
+            async with site.spool() as second, site.spool() as third:
+                await store(second, b"2")
+                await store(third, b"3")
+            # As where somebody else made it, and it may not be written.
+            lock = site.settings.folder / "2.lock"
+            lock.unlink()
+            lock.mkdir()
+            site.broker.away = False
+            await site.until(lambda: b"3" in site.broker.bodies, seconds=61.0)
+            await site.pass_time(31.0)
+
+            assert not first.is_away
+            assert first.left_over == 1
+        assert site.failures == []
+        assert "spool/2 cannot be sent on" in caplog.text
+
+    async def test_all_that_was_left_over_is_told_while_the_broker_is_away(
+        self, site: Site
+    ) -> None:
+        site.broker.away = True
+        async with site.spool() as first:
+            await store(first, b"1")
+            async with site.spool() as second, site.spool() as third:
+                await store_all(second, numbered(2))
+                await store_all(third, numbered(3))
+            await site.pass_time(31.0)
+
+            assert (first.length, first.left_over) == (1, 5)
+            site.broker.away = False
+            await site.until(lambda: len(site.broker.bodies) == 6)
+            await site.until(lambda: (first.left_over, first.length) == (0, 0))
+
+    async def test_a_rating_that_cannot_be_read_ends_the_process_whose_spool_it_is(
+        self, site: Site
+    ) -> None:
+        site.broker.away = True
+        async with site.spool() as spool:
+            await store_all(spool, numbered(5))
+        path = Path(f"{site.settings.folder}/1/queue.db")
+        connection = apsw.Connection(str(path))
+        connection.execute("UPDATE message_1 SET body = x'00' WHERE offset = 3")
+        connection.close()
+        site.broker.away = False
+        async with site.spool():
+            await site.until(lambda: bool(site.failures))
+        [failure] = site.failures
+        assert type(failure) is IncompatibleBrokerError
 
 
 class TestStarting:

@@ -70,6 +70,7 @@ async def _examine(deployment: "Deployment", spools: Path, *, deep: bool) -> lis
             findings.append(_Finding(what, False, redact(str(error))))
 
     await look("broker", lambda: _broker(deployment, kept))
+    reached = bool(kept)
     await look("ledger", lambda: _ledger(deployment, kept))
     await look("catalog", lambda: _catalog(deployment))
     urls = [deployment.broker, deployment.ledger, deployment.catalog]
@@ -78,18 +79,31 @@ async def _examine(deployment: "Deployment", spools: Path, *, deep: bool) -> lis
         wanted = 3
         kept.append(outboxes_survive())
     if deployment.spool is not None or spools.exists():
-        found = SpoolFolder(spools).look()
+        found: list[tuple[str, bool]] = []
+
+        async def look_into_spools() -> str:
+            found.extend(SpoolFolder(spools).look())
+            return await _spools(spools, found)
+
+        await look("spool", look_into_spools)
         urls += [url for url, _ in found]
-        await look("spool", lambda: _spools(spools, found))
     if deep:
         for url in urls:
             path = _sqlite_path(url)
             if path is not None:
                 await look("pages", partial(asyncio.to_thread, _read_all, path))
-    common = frozenset.intersection(*kept) if len(kept) == wanted else frozenset()
-    shown = ", ".join(f for f in ("kill", "power", "node") if f in common) or "nothing"
-    findings.append(_Finding("survives", bool(common), shown))
+    if len(kept) < wanted:
+        others = "; ledger and spool: " + _shown(kept) if kept and not reached else ""
+        told = f"not known, because not all of them can be reached{others}"
+        findings.append(_Finding("survives", False, told))
+    else:
+        findings.append(_Finding("survives", bool(frozenset.intersection(*kept)), _shown(kept)))
     return findings
+
+
+def _shown(kept: list[frozenset[str]]) -> str:
+    common = frozenset.intersection(*kept)
+    return ", ".join(fault for fault in ("kill", "power", "node") if fault in common) or "nothing"
 
 
 def _sqlite_path(url: str) -> str | None:
@@ -170,6 +184,8 @@ async def _ledger(deployment: "Deployment", kept: list[frozenset[str]]) -> str:
         kept.append(ledger.capabilities.survives)
         last = await ledger.last_seq("default")
         horizon = ledger.capabilities.horizon_seconds
+        if deployment.spool is not None:
+            deployment.spool.check_horizon(horizon)
         known = "" if horizon is None else f", ids are known for {horizon / 3600:,.0f} h"
         return f"{redact(deployment.ledger)}: campaign 'default' stands at {last:,}{known}"
     finally:

@@ -10,10 +10,12 @@ import click
 from molva.messaging import (
     BrokenBrokerError,
     IncompatibleBrokerError,
+    InUseError,
     InvalidURLError,
     MessagingError,
     MissingExtraError,
     NotFoundError,
+    UnsupportedFeatureError,
 )
 
 __all__ = [
@@ -30,9 +32,9 @@ __all__ = [
 
 # Adding one here? Also docs/cli.md, which a test compares.
 DIFFERENCE: Final = 1  # verify found a difference; an import left rows out
-USAGE: Final = 2  # an option, a URL or a file's content was refused
+USAGE: Final = 2  # an option, a URL or a file's content was refused, or the broker cannot do it
 UNAVAILABLE: Final = 3  # a broker, ledger, catalog or service cannot be reached now
-IN_USE: Final = 4  # another molva uses the folder, another program the address
+IN_USE: Final = 4  # another molva uses the folder or a subscription, another program the address
 INCOMPATIBLE: Final = 5  # a file or schema is of another version, damaged, or something else
 UNMET_PROMISE: Final = 6  # the deployment does not survive what --survive asked for
 BROKEN: Final = 74  # an I/O error: start the process again (sysexits.h calls it EX_IOERR)
@@ -55,8 +57,10 @@ def translated_errors() -> Iterator[None]:
         fail(INCOMPATIBLE, str(error))
     except BrokenBrokerError as error:
         fail(BROKEN, str(error))
-    except NotFoundError as error:
+    except (NotFoundError, UnsupportedFeatureError) as error:
         fail(USAGE, str(error))
+    except InUseError as error:
+        fail(IN_USE, str(error))
     except MessagingError as error:
         fail(UNAVAILABLE, str(error))
     except Exception as error:

@@ -13,8 +13,8 @@ __all__ = ["main"]
 # would take longer than most commands run.
 _COMMANDS: Final = {
     "up": ("molva.cli.up", "up", "Run the whole service: HTTP, workers, page."),
-    "serve": ("molva.cli.serve", "serve", "Run one HTTP process."),
-    "work": ("molva.cli.work", "work", "Run one worker."),
+    "serve": ("molva.cli.serve", "serve", "Run HTTP processes."),
+    "work": ("molva.cli.work", "work", "Run workers."),
     "pub": ("molva.cli.messages", "pub", "Send each line of stdin as a message."),
     "sub": ("molva.cli.messages", "sub", "Print each message of a topic as a line."),
     "import": ("molva.cli.imports", "import_", "Send the rows of a CSV file as ratings."),

@@ -75,8 +75,9 @@ def tell_parent_ready() -> None:
     """Tell the parent, if there is one, that this process answers."""
     pipe = os.environ.pop(READY_PIPE, None)
     if pipe is not None:
-        # The parent reads once, from the first process that says so.
-        with contextlib.suppress(BrokenPipeError):
+        # The parent reads once, from the first process that says so: after many the pipe is full.
+        os.set_blocking(int(pipe), False)
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
             os.write(int(pipe), b"\0")
         os.close(int(pipe))
 

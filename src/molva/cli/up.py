@@ -41,7 +41,7 @@ def up(
 ) -> None:
     """Run the whole service on this machine: HTTP, workers, page.
 
-    Ctrl-C or SIGTERM stops it: what was accepted is finished first.
+    Ctrl-C or SIGTERM stops it: requests and the batch under way are finished first.
     """
     from molva.ratings.supervisor import FolderInUseError, locked_folder
 

@@ -26,7 +26,7 @@ __all__ = ["work"]
 def work(deployment: "Deployment", data: Path, workers: int) -> None:
     """Run workers: they take ratings from the broker and count them in the ledger.
 
-    Any number may run; they share the ratings, and those of one item keep their order.
+    Any number may run; they share the ratings.
     """
     if workers != 1:
         sys.exit(

@@ -39,31 +39,29 @@ class Admission:
 
     Args:
         capacity: How many may wait; None where nobody bounds them here.
+        topic: Tells the broker's topic; None as long as it was never reached.
         pending: How many wait now; None where that is unknown.
         clock: Where time comes from.
     """
 
     def __init__(
-        self, capacity: int | None, pending: Callable[[], Awaitable[int | None]], clock: Clock
+        self,
+        capacity: int | None,
+        topic: Callable[[], Topic | None],
+        pending: Callable[[], Awaitable[int | None]],
+        clock: Clock,
     ) -> None:
-        self.capacity: Final = capacity
+        self._capacity = capacity
+        self._topic = topic
         self._pending = pending
         self._clock = clock
         self.is_full = False
 
-    @classmethod
-    def of(
-        cls,
-        capacity: int | None,
-        topic: Topic | None,
-        pending: Callable[[], Awaitable[int | None]],
-        clock: Clock,
-    ) -> "Admission":
-        """Return what bounds a topic: nothing here where it does so itself, or nobody can.
-
-        ``topic``: None where it is away, and may turn out to bound nothing.
-        """
-        return cls(capacity if topic is None else bound_of(topic, capacity), pending, clock)
+    @property
+    def capacity(self) -> int | None:
+        """How many may wait; None where the topic bounds that itself, or nobody can."""
+        topic = self._topic()
+        return self._capacity if topic is None else bound_of(topic, self._capacity)
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -71,18 +69,20 @@ class Admission:
         if self.capacity is None:
             yield
             return
-        watching = asyncio.ensure_future(self._watch(self.capacity))
+        watching = asyncio.ensure_future(self._watch())
         try:
             yield
         finally:
             watching.cancel()
             await asyncio.wait((watching,))
 
-    async def _watch(self, capacity: int) -> None:
-        while True:
+    async def _watch(self) -> None:
+        # Asked anew each time: a topic that was away may turn out to bound what waits itself.
+        while (capacity := self.capacity) is not None:
             pending = await self._pending()
             # Unknown, the broker cannot be reached: then it refuses by itself what it
             # cannot take, and our last look stays what we know.
             if pending is not None:
                 self.is_full = pending >= capacity
             await self._clock.sleep(_INTERVAL)
+        self.is_full = False

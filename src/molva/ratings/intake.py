@@ -217,7 +217,8 @@ class Intake:
             return self._other_method(scope, b"POST, OPTIONS")
         if self._stopping:
             raise _unavailable("stopping", "this process is stopping; send it again", 1)
-        if self._admission.is_full:
+        # What a spool keeps has a limit of its own.
+        if self._admission.is_full and not (self._spool is not None and self._spool.is_away):
             detail = f"{self._admission.capacity:,} ratings wait to be counted; send it again later"
             raise _unavailable("overloaded", detail, 1)
         fields, id_text, has_body = read_head(scope, RATE_FIELDS)

@@ -4,7 +4,6 @@ The paths that are measured only count in plain integers; turning these into Pro
 format happens here, once a scrape, so that measuring costs the fast lane nothing.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Final, final
@@ -19,8 +18,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from molva.messaging import MessagingError, SendCounters, Topic, TopicStat
+from molva.messaging import SendCounters, Topic, TopicStat
 from molva.ratings.admission import bound_of
+from molva.ratings.backlog import Backlog
 from molva.ratings.intake import LATENCY_BUCKETS, Intake
 from molva.ratings.siblings import Siblings, merged
 from molva.ratings.spool import Spool
@@ -34,6 +34,7 @@ class Metrics:
 
     Args:
         topic: Tells the broker's topic; None as long as it was never reached.
+        backlog: Asks it what waits.
         intake: What accepts them.
         subscription: Who takes them.
         siblings: The processes that share this one's port; None where it is alone.
@@ -45,6 +46,7 @@ class Metrics:
     def __init__(
         self,
         topic: Callable[[], Topic | None],
+        backlog: Backlog,
         intake: Intake,
         subscription: str,
         siblings: Siblings | None,
@@ -53,6 +55,7 @@ class Metrics:
         spool: Spool | None = None,
     ) -> None:
         self._topic = topic
+        self._backlog = backlog
         self._siblings = siblings
         self._capacity = capacity
         self._spool = spool
@@ -68,6 +71,8 @@ class Metrics:
             self._own.register(collector if process is None else _Labelled(collector, process))
         self._shared: Final = CollectorRegistry(auto_describe=False)
         self._shared.register(self._broker)
+        if spool is not None:
+            self._shared.register(_OfLeftOver(spool))
 
     async def text(self) -> bytes:
         """Return all metrics in Prometheus' text format: of all siblings, and of the broker."""
@@ -78,9 +83,8 @@ class Metrics:
         # Missing where it cannot be told, which is what an alert looks for. One that is known to
         # be away is not asked: that may take longer than a scrape.
         self._broker.stat = None
-        if topic is not None and not (self._spool is not None and self._spool.is_away):
-            with contextlib.suppress(MessagingError):
-                self._broker.stat = await topic.stat()
+        if self._spool is None or not self._spool.is_away:
+            self._broker.stat = await self._backlog.stat()
         others = [] if self._siblings is None else await self._siblings.others()
         return merged([self.own_text(), *others, generate_latest(self._shared)])
 
@@ -188,6 +192,26 @@ class _OfSpool(_Undescribed):
             "molva_spool_dead_letters",
             "Ratings that the broker refused for good",
             spool.dead_letters,
+        )
+
+
+@final
+class _OfLeftOver(_Undescribed):
+    """What lies in spools of processes that are gone. Every process would say the same."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "molva_spool_left_over",
+            "Ratings in spools of processes that are gone, as of half a minute ago",
+            self._spool.left_over,
+        )
+        yield GaugeMetricFamily(
+            "molva_spool_unreadable",
+            "Spools of processes that are gone that cannot be read",
+            self._spool.unreadable,
         )
 
 

@@ -17,6 +17,7 @@ from molva.messaging import (
     BrokenBrokerError,
     Capabilities,
     Delivery,
+    IncompatibleBrokerError,
     LeaseLostError,
     Message,
     MessageTooLargeError,
@@ -37,6 +38,7 @@ __all__ = [
     "OUTBOX_SUBSCRIPTION",
     "OUTBOX_TOPIC",
     "Outbox",
+    "OutboxDamagedError",
     "Progress",
     "look_into",
     "outboxes_survive",
@@ -65,6 +67,19 @@ class Progress(NamedTuple):
 
     gone: int
     obstacle: MessagingError | None
+
+
+@final
+class OutboxDamagedError(MessagingError):
+    """What lies in an outbox cannot be read; what comes behind it would wait for ever.
+
+    Attributes:
+        reason: What its queue file said.
+    """
+
+    def __init__(self, reason: IncompatibleBrokerError) -> None:
+        super().__init__(str(reason))
+        self.reason: Final = reason
 
 
 @final
@@ -156,10 +171,11 @@ class Outbox:
 
         Raises:
             BrokenBrokerError: This process may not write to the file, or to the broker, again.
+            OutboxDamagedError: The next rating in the file cannot be read.
             MessagingError: The file cannot be read or written now.
         """
         if not self._held:
-            self._held = await self._subscription.receive(limit, wait=_WAIT)
+            self._held = await self._receive(limit)
         if not self._held:
             if self.length and not self._topic.sending:
                 await self.recount()
@@ -193,6 +209,12 @@ class Outbox:
         self._gone += len(part) - len(kept)
         obstacles = (error for error in failures.values() if not _is_final(error))
         return Progress(len(part) - len(kept), next(obstacles, None))
+
+    async def _receive(self, limit: int) -> list[Delivery]:
+        try:
+            return await self._subscription.receive(limit, wait=_WAIT)
+        except IncompatibleBrokerError as error:
+            raise OutboxDamagedError(error) from error
 
     async def recount(self) -> None:
         """Ask the file what is in it, where somebody else may have changed that.

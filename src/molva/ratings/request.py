@@ -228,7 +228,12 @@ def _add_field(fields: dict[str, Any], name: str, value: object, known: frozense
 
 def _header_text(value: bytes) -> str:
     """Return an Idempotency-Key as text: the draft standard quotes it, most clients do not."""
-    text = value.decode("latin-1").strip()
+    # Spaces of HTTP only, and UTF-8 as in a field: otherwise two keys would be one.
+    value = value.strip(b" \t")
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        text = value.decode("latin-1")
     if len(text) >= 2 and text[0] == text[-1] == '"':
         text = text[1:-1]
     return text

@@ -30,9 +30,10 @@ from granian.server.embed import Server
 from molva._base.clock import Clock
 from molva._base.collector import calm_collector
 from molva._base.redaction import redact
-from molva.messaging import BrokenBrokerError, MessagingError, Topic, UnavailableError
+from molva.messaging import BrokenBrokerError, Topic, UnavailableError
 from molva.ratings.admission import Admission, tells
 from molva.ratings.api import build_api
+from molva.ratings.backlog import PATIENCE, Backlog
 from molva.ratings.catalog import Catalog
 from molva.ratings.deployment import SUBSCRIPTION, Deployment, check_shared, survives
 from molva.ratings.intake import Intake
@@ -125,7 +126,10 @@ class HTTPService:
         self.end: Final = end
         self.stopping = False
         self.api: Final = build_api(self)
-        self.admission: Final = Admission.of(capacity, self.topic, self.pending, clock)
+        self.backlog: Final = Backlog(lambda: self.topic)
+        self.admission: Final = Admission(
+            capacity, lambda: self.topic, lambda: self.pending(None), clock
+        )
         spool = outlet if isinstance(outlet, Spool) else None
         self.intake: Final = Intake(
             outlet=outlet,
@@ -140,10 +144,11 @@ class HTTPService:
         )
         self._metrics: Final = Metrics(
             lambda: self.topic,
+            self.backlog,
             self.intake,
             SUBSCRIPTION,
             siblings,
-            capacity=self.admission.capacity,
+            capacity=capacity,
             spool=spool,
         )
 
@@ -179,12 +184,7 @@ class HTTPService:
                 capacity=deployment.capacity,
                 siblings=siblings,
             )
-            if topic is not None and topic.capacity is None and not tells(topic):
-                _logger.warning(
-                    "%s: the broker neither bounds what waits nor tells how much does, so nothing "
-                    "here bounds it (--capacity)",
-                    redact(deployment.broker),
-                )
+            stack.push_async_callback(service.backlog.close)
             await stack.enter_async_context(service.admission.watching())
             if siblings is not None:
                 telling = siblings.telling(service._metrics.own_text)
@@ -196,20 +196,22 @@ class HTTPService:
         """The broker's topic; None where a spool waits for the broker since the start."""
         return self.outlet.broker if isinstance(self.outlet, Spool) else self.outlet
 
-    async def pending(self) -> int | None:
-        """Return how many ratings are accepted and not yet counted; None if unknown."""
+    async def pending(self, patience: float | None = PATIENCE) -> int | None:
+        """Return how many ratings are accepted and not yet counted; None if unknown.
+
+        Args:
+            patience: Seconds that the broker has for its answer; None for as many as it takes.
+        """
         spool = self.outlet if isinstance(self.outlet, Spool) else None
-        if self.topic is None or (spool is not None and spool.is_away):
-            return None  # asking takes as long as the broker is given for an answer
-        try:
-            stat = await self.topic.stat()
-        except MessagingError:
+        if spool is not None and spool.is_away:
             return None
+        # Before the broker is asked: what goes on meanwhile counts twice rather than not at all.
+        spooled = 0 if spool is None else spool.length + spool.left_over
+        stat = await self.backlog.stat(patience)
         if stat is None:
             return None
-        left_over = 0 if spool is None else spool.length
         reading = stat.subscriptions.get(SUBSCRIPTION)
-        return left_over + (stat.stored if reading is None else reading.pending)
+        return spooled + (stat.stored if reading is None else reading.pending)
 
     async def ready(self) -> list[str]:
         """Return why this process should get no requests now; empty if it should."""
@@ -318,6 +320,12 @@ async def _outlet(
         try:
             check_shared(topic.capabilities, deployment.broker)
             survives(topic, ledger, spool=spooled, asked=asked)
+            if topic.capacity is None and not tells(topic):
+                _logger.warning(
+                    "%s: the broker neither bounds what waits nor tells how much does, so nothing "
+                    "here bounds it (--capacity)",
+                    redact(deployment.broker),
+                )
         except BaseException:
             await topic.close()
             raise

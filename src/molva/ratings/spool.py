@@ -43,7 +43,7 @@ from molva.messaging import (
     Topic,
     UnavailableError,
 )
-from molva.ratings.outbox import Outbox, Progress
+from molva.ratings.outbox import Outbox, OutboxDamagedError, Progress, look_into
 from molva.ratings.spool_folder import SpoolFile, SpoolFolder
 
 __all__ = ["ForgetfulLedgerError", "Spool", "SpoolRefusedError", "SpoolSettings", "means_away"]
@@ -170,6 +170,7 @@ class Spool:
         # What was left over by others and is being sent on.
         self._adopted: Outbox | None = None
         self._left_dead = 0
+        self._left_waiting = self._unreadable = 0
         # Set while there may be something in the outbox; and unless new ratings have to wait.
         self._left, self._open = asyncio.Event(), asyncio.Event()
         self._outage = self._new_outage("the broker is away, and ratings wait in the spool")
@@ -256,6 +257,16 @@ class Spool:
     def length(self) -> int:
         """How many ratings wait in this process's spool, and in one that it adopted."""
         return self._outbox.length + (0 if self._adopted is None else self._adopted.length)
+
+    @property
+    def left_over(self) -> int:
+        """How many ratings wait in spools that nobody holds, as of the last look into them."""
+        return self._left_waiting
+
+    @property
+    def unreadable(self) -> int:
+        """How many spools that nobody holds cannot be read, as of the last look."""
+        return self._unreadable
 
     @property
     def oldest_seconds(self) -> float:
@@ -405,6 +416,8 @@ class Spool:
             return await self._outbox.forward(self.broker, 1 if self._doubtful else _BATCH)
         except BrokenBrokerError:
             raise  # passes only with this process
+        except OutboxDamagedError as damaged:
+            raise damaged.reason from None  # does not pass at all
         except MessagingError as error:
             return Progress(0, error)
 
@@ -412,18 +425,43 @@ class Spool:
         """Send on what other processes have left over, and what was sent back, now and then."""
         while True:
             self._left.set()  # to look into our own, too
-            dead = 0
-            with contextlib.closing(self._folder.left_over()) as every:
-                for file in every:
-                    try:
-                        dead += await self._empty(file)
-                    except BrokenBrokerError:
-                        raise  # passes only with this process
-                    except MessagingError as error:
-                        # Damaged, or of a newer version. The others go on.
-                        _logger.error("%s cannot be sent on: %s", file.folder, error)
-            self._left_dead = dead
-            await self._clock.sleep(_ADOPT)
+            await self._count_left_over()
+            await self._empty_left_over()
+            await self._count_left_over()
+            looked_at = self._clock.monotonic()
+            was_away = self.is_away
+            while self._clock.monotonic() - looked_at < _ADOPT:
+                await self._clock.sleep(_LOOK)
+                if was_away and not self.is_away and self._left_waiting:
+                    break
+
+    async def _count_left_over(self) -> None:
+        """See how much lies where nobody sends it on, also while the broker is away."""
+        waiting = dead = unreadable = 0
+        for url, is_held in self._folder.look():
+            if is_held:
+                continue
+            try:
+                stat = await look_into(url)
+            except MessagingError:
+                unreadable += 1
+            else:
+                waiting += stat.pending
+                dead += stat.dead
+        self._left_waiting, self._left_dead, self._unreadable = waiting, dead, unreadable
+
+    async def _empty_left_over(self) -> None:
+        with contextlib.closing(self._folder.left_over()) as every:
+            for file in every:
+                if self.broker is None or self.is_away:
+                    return
+                try:
+                    await self._empty(file)
+                except BrokenBrokerError:
+                    raise  # passes only with this process
+                except MessagingError as error:
+                    # Damaged, or of a newer version. The others go on.
+                    _logger.error("%s cannot be sent on: %s", file.folder, error)
 
     async def _empty(self, file: SpoolFile) -> int:
         """Send on all that lies in a spool that was left over, then remove it.
@@ -434,6 +472,8 @@ class Spool:
         outbox = await Outbox.open(file.url, limit=None, clock=self._clock)
         self._adopted = outbox
         found = outbox.length
+        # They are in ``length`` from now on.
+        self._left_waiting = max(0, self._left_waiting - found)
         outage = self._new_outage(f"{file.folder}: what was left over waits")
         try:
             while True:

@@ -13,8 +13,8 @@ The lock files stay, 0 bytes each: deleting one that somebody is about to lock w
 "the same" file.
 """
 
-import contextlib
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Generator
@@ -25,6 +25,8 @@ from urllib.parse import quote
 from molva.messaging import UnavailableError
 
 __all__ = ["SpoolFile", "SpoolFolder"]
+
+_logger: Final = logging.getLogger("molva.ratings")
 
 _DATABASE: Final = "queue.db"
 
@@ -92,10 +94,15 @@ class SpoolFolder:
     def left_over(self) -> Generator[SpoolFile, None, None]:
         """Take, one after the other, each spool that is there and that nobody holds.
 
-        Who takes one releases it before the next.
+        Who takes one releases it before the next. One that may not be taken, as of another user, is
+        logged and left out.
         """
         for number in self._numbers():
-            lock = self._lock(number)
+            try:
+                lock = self._lock(number)
+            except OSError as error:
+                _logger.error("%s cannot be sent on: %s", self.path / str(number), error)
+                continue
             if lock is None:
                 continue
             found = SpoolFile(self.path / str(number), lock)
@@ -115,16 +122,27 @@ class SpoolFolder:
         for number in self._numbers():
             folder = self.path / str(number)
             if (folder / _DATABASE).exists():
-                lock = self._lock(number)
-                if lock is not None:
-                    os.close(lock)
-                found.append((_url(folder), lock is None))
+                found.append((_url(folder), self._is_held(number)))
         return found
 
+    def _is_held(self, number: int) -> bool:
+        try:
+            lock = self._lock(number)
+        except OSError:
+            return False  # whoever could hold it; what reading it says is the next question
+        if lock is not None:
+            os.close(lock)
+        return lock is None
+
     def _numbers(self) -> list[int]:
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(int(name) for name in os.listdir(self.path) if name.isdecimal())
-        return []
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            _logger.error("%s cannot be looked into: %s", self.path, error)
+            return []
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def _lock(self, number: int) -> int | None:
         """Lock a spool; return the lock's descriptor, None where somebody else has it."""

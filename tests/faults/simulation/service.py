@@ -241,7 +241,7 @@ class Server:
         async def api(*_: object) -> None:
             raise AssertionError("only the fast lane is here")
 
-        admission = Admission.of(_MAY_WAIT, topic, pending, clock)
+        admission = Admission(_MAY_WAIT, lambda: topic, pending, clock)
         self.intake = Intake(
             outlet=topic,
             catalog=service.catalog,
