@@ -1048,3 +1048,26 @@ async def test_letters_that_have_no_id_have_one_each_that_stays(
         assert {delivery.message.id for delivery in again} == ids
         for delivery in again:
             await delivery.ack()
+
+
+@pytest.mark.parametrize("discipline", ["fifo", "priority"])
+async def test_a_full_queue_of_what_a_consumer_left_goes_on(url: str, discipline: str) -> None:
+    named = with_options(url, queue="q", discipline=discipline, capacity="3")
+    async with await open_queue(named) as sender:
+        left = await open_queue(named)
+        await sender.send_many([Message(b"%d" % n) for n in range(2)])
+        await take(left, 2)
+        # What is held does not count for the server, and so makes room.
+        with contextlib.suppress(QueueFullError):
+            for n in range(2, 20):
+                await sender.send(Message(b"%d" % n))
+        await left.close()
+
+        async with await open_queue(named) as queue:
+            found: list[bytes] = []
+            async with asyncio.timeout(PATIENCE):
+                while len(found) < 3:
+                    for delivery in await queue.receive(1, wait=1.0):
+                        found.append(delivery.message.body)
+                        await delivery.ack()
+            assert {b"0", b"1"} & set(found)

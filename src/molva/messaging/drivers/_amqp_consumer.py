@@ -148,6 +148,9 @@ class AMQPConsumer:
         self._tag: str | None = None
         self._consumer = 0
         self._window = 0
+        # Ids of those that a full queue had no room for counting: they are handed over uncounted,
+        # or nothing would be, and there would never be room.
+        self._no_room: set[bytes] = set()
         # What the server was told last, or is being told.
         self._prefetch = 1
         self._outstanding = 0
@@ -346,11 +349,11 @@ class AMQPConsumer:
         if delivered.redelivered and not self._counts:
             # Nobody has counted that a consumer went away with it; now we do.
             one.returns += 1
-            token = (self._epoch, number)
-            self._spawn(
-                self.settle_batch([Settlement(token, Action.RETURN, attempt=self._attempt(one))])
-            )
-            return
+            if one.message.id not in self._no_room:
+                token = (self._epoch, number)
+                counted = Settlement(token, Action.RETURN, attempt=self._attempt(one))
+                self._spawn(self.settle_batch([counted]))
+                return
         self._ready.append(number)
         self._came.set()
 
@@ -481,6 +484,8 @@ class AMQPConsumer:
                 and settlement.gives_back
                 and settlement.delay <= 0
             )
+            if is_full and self._holds(settlement.token):
+                self._no_room.add(self._held[_number_of(settlement.token)].message.id)
             if problem is None or is_full or not self._holds(settlement.token):
                 continue
             self._log.warning(
@@ -569,6 +574,8 @@ class AMQPConsumer:
             acked = [number for number in acked if number in self._held]
             requeued = [number for number in requeued if number in self._held]
             upto, single = self._contiguous(acked)
+            if self._no_room:
+                self._no_room.difference_update(self._held[each].message.id for each in acked)
             for number in (*acked, *requeued):
                 self._forget(number)
             with translated(self._link.address):
