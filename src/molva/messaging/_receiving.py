@@ -11,7 +11,7 @@ from itertools import repeat
 from typing import Final, TypeVar, cast, final
 
 from molva._base.outage import Outage
-from molva._base.waiting import first_of
+from molva._base.waiting import first_of, is_being_cancelled
 from molva.messaging._about import about
 from molva.messaging._ahead import Ahead
 from molva.messaging._batching import Batcher
@@ -705,6 +705,10 @@ class Receiving(Opened):
             return await asked
         except MessagingError:
             raise
+        except asyncio.CancelledError as error:
+            if is_being_cancelled():
+                raise
+            raise UnavailableError(f"{self._url}: the connection was closed") from error
         except Exception as error:
             raise UnavailableError(f"{self._url}: {error}") from error
 

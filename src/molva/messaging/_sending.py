@@ -281,7 +281,8 @@ class Sending(Opened):
             counters.failed += len(messages)
             if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
                 raise
-            raise UnavailableError(f"{self._url}: {error}") from error
+            problem = str(error) or "the connection was closed"
+            raise UnavailableError(f"{self._url}: {problem}") from error
         finally:
             counters.batches += 1
             counters.busy_seconds += self._clock.monotonic() - started

@@ -32,7 +32,7 @@ from molva.messaging import (
     open_subscription,
     open_topic,
 )
-from molva.messaging.conformance.waiting import open_patiently
+from molva.messaging.conformance.waiting import patiently
 from molva.messaging.url import BrokerURL
 
 __all__: list[str] = []
@@ -47,14 +47,12 @@ def _say(*words: object) -> None:
 
 async def _sender(url: str) -> Topic | Queue:
     queue = BrokerURL.parse(url).queue
-    return await open_patiently(lambda: open_topic(url) if queue is None else open_queue(url))
+    return await patiently(lambda: open_topic(url) if queue is None else open_queue(url))
 
 
 async def _consumer(url: str) -> Subscription | Queue:
     queue = BrokerURL.parse(url).queue
-    return await open_patiently(
-        lambda: open_subscription(url) if queue is None else open_queue(url)
-    )
+    return await patiently(lambda: open_subscription(url) if queue is None else open_queue(url))
 
 
 async def _publish(url: str) -> None:

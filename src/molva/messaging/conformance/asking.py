@@ -205,6 +205,7 @@ class Sweeping(Suite):
         [left] = await _subscriptions(replies)
         await doomed.kill()
 
+        h.lengthen_sessions()  # or whoever stands still for some seconds is dead as well
         async with _asking(h) as one, _asking(h) as other, _answering(h, _double):
             async with asyncio.timeout(2 * PATIENCE + h.death_interval):
                 while left in await _subscriptions(replies):

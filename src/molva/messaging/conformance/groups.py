@@ -99,16 +99,19 @@ class Groups(Suite):
         for _ in range(3):
             await h.pass_time(grace / 3)
             meanwhile += await newcomer.receive(wait=0.0)
-        late = h.lane_grace is not None and loop.time() - began > h.lane_grace * 0.9
+
+        def is_late() -> bool:
+            return h.lane_grace is not None and loop.time() - began > h.lane_grace * 0.9
+
+        if meanwhile and is_late():
+            return False
         try:
             for delivery in deliveries:
                 await delivery.ack()
         except LeaseLostError:
-            if late:
+            if is_late():
                 return False
             raise
-        if late and meanwhile:
-            return False
         afterwards, _ = await h.share(newcomer, owner)
 
         assert meanwhile == []

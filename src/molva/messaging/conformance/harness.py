@@ -26,7 +26,7 @@ import pytest_asyncio
 
 from molva._base.clock import SYSTEM_CLOCK, Clock, ManualClock
 from molva.messaging.conformance.actors import Start, starting
-from molva.messaging.conformance.waiting import PATIENCE, eventually, key_in_lane, open_patiently
+from molva.messaging.conformance.waiting import PATIENCE, eventually, key_in_lane, patiently
 from molva.messaging.delivery import Delivery
 from molva.messaging.driver import ALL_FEATURES, Capabilities
 from molva.messaging.queue import Queue, open_queue
@@ -203,8 +203,12 @@ class Harness(ABC):
         if self._short_lease is not None:
             self.lease = self._short_lease
 
-    def lengthen_sessions(self) -> None:  # noqa: B027 - few have any
-        """Have those who open from now on be missed only after two minutes, if they ever are."""
+    def lengthen_sessions(self) -> None:
+        """Have those who open from now on be missed only after two minutes, if they ever are.
+
+        Needed where there is a ``death_interval``.
+        """
+        assert not self.death_interval, f"{type(self).__name__} does not say how"
 
     async def pass_lease(self) -> None:
         """Let a lease that was taken before run out."""
@@ -263,7 +267,7 @@ class Harness(ABC):
         return opened
 
     async def _open(self, opens: Callable[[], Awaitable[_Opened]]) -> _Opened:
-        return await (opens() if self.virtual else open_patiently(opens))
+        return await (opens() if self.virtual else patiently(opens))
 
     async def sender(self, name: str = "a") -> Topic | Queue:
         """Open what is sent to: a topic or a queue, whichever is tested."""

@@ -22,7 +22,7 @@ __all__ = [
     "key_in_lane",
     "no_handler",
     "numbered",
-    "open_patiently",
+    "patiently",
     "running_with",
     "settle",
     "take",
@@ -32,7 +32,10 @@ __all__ = [
 # a busy machine may.
 PATIENCE: Final = 60.0
 
-_Opened = TypeVar("_Opened")
+# Seconds within which a failure is none of a machine that is busy.
+_QUICK: Final = 1.0
+
+_Answer = TypeVar("_Answer")
 
 
 def numbered(number: int, *, key: str | None = "k") -> list[Message]:
@@ -50,7 +53,8 @@ async def take(consumer: Subscription | Queue, number: int) -> list[Delivery]:
     found: list[Delivery] = []
     async with asyncio.timeout(PATIENCE):
         while len(found) < number:
-            found += await consumer.receive(number - len(found), wait=0.5)
+            left = number - len(found)
+            found += await patiently(lambda: consumer.receive(left, wait=0.5))  # noqa: B023
     return found
 
 
@@ -61,17 +65,21 @@ async def eventually(holds: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def open_patiently(opens: Callable[[], Awaitable[_Opened]]) -> _Opened:
-    """Open; again where no server answers, as long as drivers wait, while a machine is busy."""
+async def patiently(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """Ask a broker; again where a busy machine's server had no time to answer, and none else.
+
+    That takes as long as a driver waits for it. A driver that fails sooner is wrong.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE
     while True:
+        began = loop.time()
         try:
-            return await opens()
+            return await ask()
         except BrokenBrokerError:
             raise
         except UnavailableError:
-            if loop.time() > deadline:
+            if loop.time() - began < _QUICK or loop.time() > deadline:
                 raise
         await asyncio.sleep(0.1)
 

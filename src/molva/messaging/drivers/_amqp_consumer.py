@@ -607,6 +607,8 @@ class AMQPConsumer:
         """Close a connection on which nothing was answered: heartbeats would take minutes."""
         if not self._link.is_blocked():
             await self._link.drop(channel.connection)
+            # The client library may not come to say so: what it still has to write is in its way.
+            self._lose(channel)
 
     def _contiguous(self, acked: Collection[int]) -> tuple[int, list[int]]:
         """Return up to where all that is held is acknowledged, and what is beyond."""
