@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -86,3 +87,18 @@ async def test_who_goes_away_takes_the_question_of_others_along_in_no_way() -> N
         asked.answers.set()
 
         assert await stays is not None
+
+
+async def test_a_question_that_fails_when_nobody_waits_any_more_is_no_trouble() -> None:
+    asked, trouble = Asked(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: trouble.append(context))
+    async with backlog_of(asked) as backlog:
+        assert await backlog.stat(0.01) is None
+        asked.error = UnavailableError("no answer in time")
+        asked.answers.set()
+        await asyncio.sleep(0.01)
+        assert await backlog.stat(0.01) is None
+    gc.collect()
+    assert trouble == []
+    assert await backlog.stat() is None  # it was closed
+    assert asked.calls == 2

@@ -671,6 +671,25 @@ class TestDying:
             await site.until(lambda: len(site.broker.bodies) == 6)
             await site.until(lambda: (first.left_over, first.length) == (0, 0))
 
+    async def test_one_with_a_rating_that_cannot_be_read_is_counted_and_passed_over(
+        self, site: Site
+    ) -> None:
+        site.broker.away = True
+        async with site.spool() as first:
+            async with site.spool() as second, site.spool() as third:
+                await store_all(second, numbered(3))
+                await store(third, b"third")
+            connection = apsw.Connection(f"{site.settings.folder}/2/queue.db")
+            connection.execute("UPDATE message_1 SET body = x'00' WHERE offset = 1")
+            connection.close()
+            site.broker.away = False
+            await site.until(lambda: b"third" in site.broker.bodies, seconds=61.0)
+            await site.pass_time(31.0)
+
+            assert first.unreadable == 1
+            assert not first.is_away
+        assert site.failures == []
+
     async def test_a_rating_that_cannot_be_read_ends_the_process_whose_spool_it_is(
         self, site: Site
     ) -> None:

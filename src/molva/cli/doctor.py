@@ -61,7 +61,7 @@ async def _examine(deployment: "Deployment", spools: Path, *, deep: bool) -> lis
     findings = [
         _Finding("sqlite", True, f"SQLite {apsw.sqlite_lib_version()}, apsw {apsw.apsw_version()}")
     ]
-    kept: list[frozenset[str]] = []
+    kept: dict[str, frozenset[str]] = {}
 
     async def look(what: str, examine: Callable[[], Awaitable[str]]) -> None:
         try:
@@ -70,14 +70,11 @@ async def _examine(deployment: "Deployment", spools: Path, *, deep: bool) -> lis
             findings.append(_Finding(what, False, redact(str(error))))
 
     await look("broker", lambda: _broker(deployment, kept))
-    reached = bool(kept)
     await look("ledger", lambda: _ledger(deployment, kept))
     await look("catalog", lambda: _catalog(deployment))
     urls = [deployment.broker, deployment.ledger, deployment.catalog]
-    wanted = 2
     if deployment.spool is not None:
-        wanted = 3
-        kept.append(outboxes_survive())
+        kept["spool"] = outboxes_survive()
     if deployment.spool is not None or spools.exists():
         found: list[tuple[str, bool]] = []
 
@@ -92,18 +89,14 @@ async def _examine(deployment: "Deployment", spools: Path, *, deep: bool) -> lis
             path = _sqlite_path(url)
             if path is not None:
                 await look("pages", partial(asyncio.to_thread, _read_all, path))
-    if len(kept) < wanted:
-        others = "; ledger and spool: " + _shown(kept) if kept and not reached else ""
-        told = f"not known, because not all of them can be reached{others}"
-        findings.append(_Finding("survives", False, told))
-    else:
-        findings.append(_Finding("survives", bool(frozenset.intersection(*kept)), _shown(kept)))
+    away = [part for part in ("broker", "ledger") if part not in kept]
+    common = frozenset.intersection(*kept.values()) if kept else frozenset()
+    shown = ", ".join(fault for fault in ("kill", "power", "node") if fault in common) or "nothing"
+    if away:
+        others = f"; {' and '.join(kept)}: {shown}" if kept else ""
+        shown = f"not known, because {' and '.join(away)} cannot be reached{others}"
+    findings.append(_Finding("survives", bool(common) and not away, shown))
     return findings
-
-
-def _shown(kept: list[frozenset[str]]) -> str:
-    common = frozenset.intersection(*kept)
-    return ", ".join(fault for fault in ("kill", "power", "node") if fault in common) or "nothing"
 
 
 def _sqlite_path(url: str) -> str | None:
@@ -126,11 +119,11 @@ def _read_all(path: str) -> str:
     return f"{path}: every page and index is sound"
 
 
-async def _broker(deployment: "Deployment", kept: list[frozenset[str]]) -> str:
+async def _broker(deployment: "Deployment", kept: dict[str, frozenset[str]]) -> str:
     from molva.ratings.deployment import SUBSCRIPTION
 
     async with await deployment.open_topic() as topic:
-        kept.append(topic.capabilities.survives)
+        kept["broker"] = topic.capabilities.survives
         stat = await topic.stat()
         reading = stat and stat.subscriptions.get(SUBSCRIPTION)
         if stat is None:
@@ -178,10 +171,10 @@ async def _spools(folder: Path, found: list[tuple[str, bool]]) -> str:
     return told
 
 
-async def _ledger(deployment: "Deployment", kept: list[frozenset[str]]) -> str:
+async def _ledger(deployment: "Deployment", kept: dict[str, frozenset[str]]) -> str:
     ledger = await deployment.open_ledger()
     try:
-        kept.append(ledger.capabilities.survives)
+        kept["ledger"] = ledger.capabilities.survives
         last = await ledger.last_seq("default")
         horizon = ledger.capabilities.horizon_seconds
         if deployment.spool is not None:

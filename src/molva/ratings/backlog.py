@@ -31,6 +31,7 @@ class Backlog:
         self._topic = topic
         self._asking: asyncio.Task[TopicStat | None] | None = None
         self._asked = 0
+        self._closed = False
 
     async def stat(self, patience: float | None = PATIENCE) -> TopicStat | None:
         """Return what waits, as of now or later; None where nobody can tell in time.
@@ -44,7 +45,11 @@ class Backlog:
         while (topic := self._topic()) is not None:
             asking = self._asking
             if asking is None or asking.done():
+                if self._closed:
+                    return None
                 asking = self._asking = asyncio.ensure_future(topic.stat())
+                # Perhaps nobody waits for it any more when it fails.
+                asking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
                 self._asked += 1
             # One that was under way when we came may not know of what was accepted since.
             is_ours = self._asked > before
@@ -57,7 +62,8 @@ class Backlog:
         return None
 
     async def close(self) -> None:
-        """Give up the question under way."""
+        """Give up the question under way, and ask no more."""
+        self._closed = True
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait((self._asking,))

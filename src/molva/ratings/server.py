@@ -206,7 +206,7 @@ class HTTPService:
         if spool is not None and spool.is_away:
             return None
         # Before the broker is asked: what goes on meanwhile counts twice rather than not at all.
-        spooled = 0 if spool is None else spool.length + spool.left_over
+        spooled = 0 if spool is None else spool.length
         stat = await self.backlog.stat(patience)
         if stat is None:
             return None

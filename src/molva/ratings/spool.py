@@ -171,6 +171,8 @@ class Spool:
         self._adopted: Outbox | None = None
         self._left_dead = 0
         self._left_waiting = self._unreadable = 0
+        # URLs of those that could not be sent on when that was tried last.
+        self._stuck: set[str] = set()
         # Set while there may be something in the outbox; and unless new ratings have to wait.
         self._left, self._open = asyncio.Event(), asyncio.Event()
         self._outage = self._new_outage("the broker is away, and ratings wait in the spool")
@@ -426,10 +428,10 @@ class Spool:
         while True:
             self._left.set()  # to look into our own, too
             await self._count_left_over()
+            was_away = self.is_away
             await self._empty_left_over()
             await self._count_left_over()
             looked_at = self._clock.monotonic()
-            was_away = self.is_away
             while self._clock.monotonic() - looked_at < _ADOPT:
                 await self._clock.sleep(_LOOK)
                 if was_away and not self.is_away and self._left_waiting:
@@ -443,7 +445,10 @@ class Spool:
                 continue
             try:
                 stat = await look_into(url)
-            except MessagingError:
+            except (MessagingError, OSError):
+                unreadable += 1
+                continue
+            if url in self._stuck:
                 unreadable += 1
             else:
                 waiting += stat.pending
@@ -451,6 +456,7 @@ class Spool:
         self._left_waiting, self._left_dead, self._unreadable = waiting, dead, unreadable
 
     async def _empty_left_over(self) -> None:
+        stuck = set()
         with contextlib.closing(self._folder.left_over()) as every:
             for file in every:
                 if self.broker is None or self.is_away:
@@ -459,9 +465,11 @@ class Spool:
                     await self._empty(file)
                 except BrokenBrokerError:
                     raise  # passes only with this process
-                except MessagingError as error:
-                    # Damaged, or of a newer version. The others go on.
+                except (MessagingError, OSError) as error:
+                    # Damaged, or of a newer version, or somebody else's. The others go on.
                     _logger.error("%s cannot be sent on: %s", file.folder, error)
+                    stuck.add(file.url)
+        self._stuck = stuck
 
     async def _empty(self, file: SpoolFile) -> int:
         """Send on all that lies in a spool that was left over, then remove it.

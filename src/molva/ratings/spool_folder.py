@@ -107,7 +107,7 @@ class SpoolFolder:
                 continue
             found = SpoolFile(self.path / str(number), lock)
             try:
-                if (found.folder / _DATABASE).exists():
+                if _may_hold_something(found.folder):
                     yield found
             finally:
                 found.release()
@@ -121,7 +121,7 @@ class SpoolFolder:
         found = []
         for number in self._numbers():
             folder = self.path / str(number)
-            if (folder / _DATABASE).exists():
+            if _may_hold_something(folder):
                 found.append((_url(folder), self._is_held(number)))
         return found
 
@@ -157,6 +157,13 @@ class SpoolFolder:
             os.close(lock)
             raise
         return lock
+
+
+def _may_hold_something(folder: Path) -> bool:
+    try:
+        return (folder / _DATABASE).exists()
+    except OSError:
+        return True  # it is somebody else's; what reading it says is the next question
 
 
 def _url(folder: Path) -> str:
