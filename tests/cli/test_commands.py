@@ -504,7 +504,7 @@ class TestDoctor:
         result = run_molva(*away, "--when-broker-down", "spool")
 
         assert result.returncode == 3
-        told = "not known, because broker cannot be reached; ledger and spool: kill, power"
+        told = "not known, because the broker cannot be reached; ledger and spool: kill, power"
         assert f"NO  survives  {told}\n" in result.stdout
 
     def test_a_spool_that_nobody_may_lock_is_looked_into_all_the_same(

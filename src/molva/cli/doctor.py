@@ -94,7 +94,7 @@ async def _examine(deployment: "Deployment", spools: Path, *, deep: bool) -> lis
     shown = ", ".join(fault for fault in ("kill", "power", "node") if fault in common) or "nothing"
     if away:
         others = f"; {' and '.join(kept)}: {shown}" if kept else ""
-        shown = f"not known, because {' and '.join(away)} cannot be reached{others}"
+        shown = f"not known, because the {' and the '.join(away)} cannot be reached{others}"
     findings.append(_Finding("survives", bool(common) and not away, shown))
     return findings
 
