@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, Final
 
 from aiormq.abc import DeliveredMessage
@@ -251,7 +251,7 @@ class AMQPConsumer:
             with translated(self._link.address):
                 channel = await self._opened()
                 try:
-                    async with asyncio.timeout(ANSWER):
+                    async with self._answered(channel):
                         self._prefetch = window
                         await channel.basic_qos(prefetch_count=window)
                         self._consumer += 1
@@ -264,10 +264,6 @@ class AMQPConsumer:
                     if channel.is_closed and "NOT_FOUND" in str(error):
                         await self._restored()
                         return
-                    raise
-                except TimeoutError:
-                    self._tag = None
-                    await self._give_up(channel)
                     raise
                 except BaseException:
                     self._tag = None
@@ -596,19 +592,22 @@ class AMQPConsumer:
         channel = self._channel
         if channel is not None and not channel.is_closed:
             with translated(self._link.address):
-                try:
-                    async with asyncio.timeout(ANSWER):
-                        await channel.basic_qos(prefetch_count=self._prefetch)
-                except TimeoutError:
-                    await self._give_up(channel)
-                    raise
+                async with self._answered(channel):
+                    await channel.basic_qos(prefetch_count=self._prefetch)
 
-    async def _give_up(self, channel: Channel) -> None:
-        """Close a connection on which nothing was answered: heartbeats would take minutes."""
-        if not self._link.is_blocked():
-            await self._link.drop(channel.connection)
-            # The client library may not come to say so: what it still has to write is in its way.
-            self._lose(channel)
+    @contextlib.asynccontextmanager
+    async def _answered(self, channel: Channel) -> AsyncIterator[None]:
+        """Give up a connection on which nothing is answered: heartbeats would take minutes."""
+        try:
+            async with asyncio.timeout(ANSWER):
+                yield
+        except TimeoutError:
+            if not self._link.is_blocked():
+                await self._link.drop(channel.connection)
+                # The client library may not come to say so: what it still has to write is in its
+                # way.
+                self._lose(channel)
+            raise
 
     def _contiguous(self, acked: Collection[int]) -> tuple[int, list[int]]:
         """Return up to where all that is held is acknowledged, and what is beyond."""

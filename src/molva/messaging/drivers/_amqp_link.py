@@ -35,6 +35,7 @@ from molva.messaging.drivers._amqp_options import AMQPAddress
 from molva.messaging.errors import (
     IncompatibleBrokerError,
     InvalidURLError,
+    MessagingError,
     UnavailableError,
 )
 
@@ -175,14 +176,9 @@ class AMQPLink:
         if connection is self._connection:
             self._connection = None
         if connection is not None:
-            try:
+            with contextlib.suppress(MessagingError), translated(self._address):
                 async with asyncio.timeout(_GOODBYE):
                     await connection.close()
-            except asyncio.CancelledError:
-                if is_being_cancelled():
-                    raise
-            except (TimeoutError, AMQPError, OSError):
-                pass
 
     async def close(self) -> None:
         """Close the connection for good."""
