@@ -162,6 +162,12 @@ class Site:
             await self.pass_time(0.25)
         raise AssertionError("it did not happen in time")
 
+    def damage(self, *, number: int, offset: int) -> None:
+        """Have one rating of a spool that nobody has open not be what it was."""
+        connection = apsw.Connection(f"{self.settings.folder}/{number}/queue.db")
+        connection.execute("UPDATE message_1 SET body = x'00' WHERE offset = ?", (offset,))
+        connection.close()
+
     def file(self, number: int = 1) -> str:
         return f"sqlite://{self.settings.folder}/{number}/queue.db"
 
@@ -189,6 +195,14 @@ async def store_all(spool: Spool, bodies: Sequence[bytes]) -> None:
     """Store ratings, one after the other."""
     for body in bodies:
         await store(spool, body)
+
+
+async def leave_over(site: Site, *each: Sequence[bytes]) -> None:
+    """Store ratings by as many processes, which are gone then."""
+    async with contextlib.AsyncExitStack() as stack:
+        spools = [await stack.enter_async_context(site.spool()) for _ in each]
+        for spool, bodies in zip(spools, each, strict=True):
+            await store_all(spool, bodies)
 
 
 def numbered(number: int, first: int = 0) -> list[bytes]:
@@ -639,9 +653,7 @@ class TestDying:
     ) -> None:
         site.broker.away = True
         async with site.spool() as first:
-            async with site.spool() as second, site.spool() as third:
-                await store(second, b"2")
-                await store(third, b"3")
+            await leave_over(site, [b"2"], [b"3"])
             # As where somebody else made it, and it may not be written.
             lock = site.settings.folder / "2.lock"
             lock.unlink()
@@ -661,9 +673,7 @@ class TestDying:
         site.broker.away = True
         async with site.spool() as first:
             await store(first, b"1")
-            async with site.spool() as second, site.spool() as third:
-                await store_all(second, numbered(2))
-                await store_all(third, numbered(3))
+            await leave_over(site, numbered(2), numbered(3))
             await site.pass_time(31.0)
 
             assert (first.length, first.left_over) == (1, 5)
@@ -676,12 +686,8 @@ class TestDying:
     ) -> None:
         site.broker.away = True
         async with site.spool() as first:
-            async with site.spool() as second, site.spool() as third:
-                await store_all(second, numbered(3))
-                await store(third, b"third")
-            connection = apsw.Connection(f"{site.settings.folder}/2/queue.db")
-            connection.execute("UPDATE message_1 SET body = x'00' WHERE offset = 1")
-            connection.close()
+            await leave_over(site, numbered(3), [b"third"])
+            site.damage(number=2, offset=1)
             site.broker.away = False
             await site.until(lambda: b"third" in site.broker.bodies, seconds=61.0)
             await site.pass_time(31.0)
@@ -696,10 +702,7 @@ class TestDying:
         site.broker.away = True
         async with site.spool() as spool:
             await store_all(spool, numbered(5))
-        path = Path(f"{site.settings.folder}/1/queue.db")
-        connection = apsw.Connection(str(path))
-        connection.execute("UPDATE message_1 SET body = x'00' WHERE offset = 3")
-        connection.close()
+        site.damage(number=1, offset=3)
         site.broker.away = False
         async with site.spool():
             await site.until(lambda: bool(site.failures))

@@ -24,7 +24,7 @@ class Backlog:
     """Asks a topic what waits.
 
     Args:
-        topic: Tells the topic; None as long as it was never reached.
+        topic: Tells the topic; None where it is not to be asked, because it is away.
     """
 
     def __init__(self, topic: Callable[[], Topic | None]) -> None:
@@ -67,7 +67,6 @@ class Backlog:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait((self._asking,))
-            _answer(self._asking)
 
 
 def _answer(asking: "asyncio.Task[TopicStat | None]") -> TopicStat | None:

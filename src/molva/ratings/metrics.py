@@ -58,7 +58,6 @@ class Metrics:
         self._backlog = backlog
         self._siblings = siblings
         self._capacity = capacity
-        self._spool = spool
         self._broker: Final = _OfBroker(subscription)
         process = None if siblings is None else siblings.process
         self._own: Final = CollectorRegistry(auto_describe=False)
@@ -80,11 +79,7 @@ class Metrics:
         self._broker.capacity = None
         if topic is not None:
             self._broker.capacity = topic.capacity or bound_of(topic, self._capacity)
-        # Missing where it cannot be told, which is what an alert looks for. One that is known to
-        # be away is not asked: that may take longer than a scrape.
-        self._broker.stat = None
-        if self._spool is None or not self._spool.is_away:
-            self._broker.stat = await self._backlog.stat()
+        self._broker.stat = await self._backlog.stat()
         others = [] if self._siblings is None else await self._siblings.others()
         return merged([self.own_text(), *others, generate_latest(self._shared)])
 

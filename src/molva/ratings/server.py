@@ -126,7 +126,9 @@ class HTTPService:
         self.end: Final = end
         self.stopping = False
         self.api: Final = build_api(self)
-        self.backlog: Final = Backlog(lambda: self.topic)
+        # Missing where it cannot be told, which is what an alert looks for. A broker that is known
+        # to be away is not asked: that may take longer than a scrape.
+        self.backlog: Final = Backlog(lambda: None if self._is_away else self.topic)
         self.admission: Final = Admission(
             capacity, lambda: self.topic, lambda: self.pending(None), clock
         )
@@ -196,17 +198,18 @@ class HTTPService:
         """The broker's topic; None where a spool waits for the broker since the start."""
         return self.outlet.broker if isinstance(self.outlet, Spool) else self.outlet
 
+    @property
+    def _is_away(self) -> bool:
+        return isinstance(self.outlet, Spool) and self.outlet.is_away
+
     async def pending(self, patience: float | None = PATIENCE) -> int | None:
         """Return how many ratings are accepted and not yet counted; None if unknown.
 
         Args:
             patience: Seconds that the broker has for its answer; None for as many as it takes.
         """
-        spool = self.outlet if isinstance(self.outlet, Spool) else None
-        if spool is not None and spool.is_away:
-            return None
         # Before the broker is asked: what goes on meanwhile counts twice rather than not at all.
-        spooled = 0 if spool is None else spool.length
+        spooled = self.outlet.length if isinstance(self.outlet, Spool) else 0
         stat = await self.backlog.stat(patience)
         if stat is None:
             return None

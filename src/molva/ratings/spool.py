@@ -425,9 +425,9 @@ class Spool:
 
     async def _adopt(self) -> None:
         """Send on what other processes have left over, and what was sent back, now and then."""
+        await self._count_left_over()
         while True:
             self._left.set()  # to look into our own, too
-            await self._count_left_over()
             was_away = self.is_away
             await self._empty_left_over()
             await self._count_left_over()
@@ -471,11 +471,11 @@ class Spool:
                     stuck.add(file.url)
         self._stuck = stuck
 
-    async def _empty(self, file: SpoolFile) -> int:
+    async def _empty(self, file: SpoolFile) -> None:
         """Send on all that lies in a spool that was left over, then remove it.
 
         What the broker refused for good stays there, and the file with it: to be seen, and to be
-        sent on where somebody makes it wait again. Returns how many those are.
+        sent on where somebody makes it wait again.
         """
         outbox = await Outbox.open(file.url, limit=None, clock=self._clock)
         self._adopted = outbox
@@ -508,7 +508,6 @@ class Spool:
                 found,
                 outbox.dead,
             )
-        return outbox.dead
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         """Run what must run for as long as this process does."""
